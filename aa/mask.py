@@ -15,7 +15,7 @@ def person_mask(image, coarse, pose2d, visibility, hands, rivals=(), alpha=None)
     Returns: (H, W) float32 in [0, 1].
     """
     if alpha is not None and (alpha < 0.5).mean() > 0.05:  # cut out already: better than any estimate
-        return _keep_person(alpha * _closer(alpha.shape, pose2d, rivals), pose2d)
+        return _keep_person(alpha * _closer(alpha.shape, pose2d, rivals))
     sure = _skeleton(coarse.shape, pose2d, visibility, hands)
     closer = _closer(coarse.shape, pose2d, rivals)
     coarse = np.maximum(coarse, 0.95 * sure) * closer
@@ -25,7 +25,7 @@ def person_mask(image, coarse, pose2d, visibility, hands, rivals=(), alpha=None)
     trust = np.clip(5 * blurred * (1 - blurred), 0, 0.75)
     soft = guided_filter(image, coarse + trust * (cut - coarse), radius=max(2, band // 3), eps=1e-4)
     soft = np.clip((soft - 0.5) * 1.6 + 0.5, 0, 1)  # the mean of two soft steps is wider than an edge in a photo
-    return _keep_person(soft * closer, pose2d)
+    return _keep_person(soft * closer)
 
 
 def guided_filter(image, p, radius: int, eps: float) -> np.ndarray:
@@ -115,12 +115,13 @@ def _distance(shape, pose2d) -> np.ndarray:
     return cv2.distanceTransform(canvas, cv2.DIST_L2, 5)
 
 
-def _keep_person(mask, pose2d) -> np.ndarray:
-    """Drop islands that do not touch the largest region or hold less than 1% of it. (H, W) float32."""
+def _keep_person(mask) -> np.ndarray:
+    """Drop islands of less than 1% of the largest region and fill pinholes (below 0.1% of it). (H, W) float32."""
     count, labels, stats, _ = cv2.connectedComponentsWithStats((mask > 0.3).astype(np.uint8))
-    if count < 3:
+    if count < 2:
         return mask.astype(np.float32)
     areas = stats[1:, cv2.CC_STAT_AREA]
-    small = 1 + np.flatnonzero(areas < 0.01 * areas.max())
-    mask = np.where(np.isin(labels, small), 0, mask)
-    return mask.astype(np.float32)
+    mask = np.where(np.isin(labels, 1 + np.flatnonzero(areas < 0.01 * areas.max())), 0, mask)
+    count, labels, stats, _ = cv2.connectedComponentsWithStats((mask < 0.98).astype(np.uint8))
+    holes = 1 + np.flatnonzero(stats[1:, cv2.CC_STAT_AREA] < 0.001 * areas.max())
+    return np.where(np.isin(labels, holes), 1, mask).astype(np.float32)
