@@ -215,9 +215,11 @@ def read_parameters(path: Path) -> dict:
         raise ValueError(f"{Path(path).name} must have one cell tagged parameters, it has {len(tagged)}")
     values = {}
     for line in ast.parse("".join(tagged[0]["source"])).body:
-        if not isinstance(line, ast.Assign) or len(line.targets) != 1 or not isinstance(line.targets[0], ast.Name):
-            raise ValueError(f"{Path(path).name}: the parameters cell may hold only NAME = literal, not {ast.unparse(line)}")
-        values[line.targets[0].id] = ast.literal_eval(line.value)
+        try:
+            (name,) = line.targets
+            values[name.id] = ast.literal_eval(line.value)
+        except (AttributeError, ValueError):
+            raise ValueError(f"{Path(path).name}: parameters are NAME = literal, not {ast.unparse(line)}") from None
     return values
 
 
@@ -279,6 +281,17 @@ def run_notebook(source: Path, target: Path, parameters: dict, timeout: int | No
     return time.perf_counter() - began
 
 
+def make_folder(path: Path) -> None:
+    """Make the folder and see that a file can be written into it; InputError otherwise."""
+    from aa.media import check_writable
+
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"cannot make the folder {path} ({error.strerror}): choose another place for results.") from error
+    check_writable(path / "metrics.json")
+
+
 def run_course(preset: str, out: Path, only=(), parameters=None, progress: bool = True) -> dict[str, float]:
     """Run the notebooks in order, each into `out`/<stem>.ipynb, sharing `out` as run folder; seconds by notebook.
 
@@ -296,6 +309,7 @@ def run_course(preset: str, out: Path, only=(), parameters=None, progress: bool 
     given = {"PRESET": preset, "RUN_DIR": str(Path(out).resolve()), "SHOW_WIDGETS": False, **(parameters or {})}
     for path in chosen:
         check_parameters(path, given)
+    make_folder(Path(out))
     total = sum(len(json.loads(path.read_text(encoding="utf-8"))["cells"]) for path in chosen)
     seconds = {}
     with tqdm(total=total, unit="cell", disable=not progress, dynamic_ncols=True) as bar:
