@@ -52,13 +52,16 @@ class Transfer:
     """Carries motion between two bodies of the same topology, each in its own rest posture.
 
     Args: body; source (V, 3) m, the rest the motion was made on; target (V, 3) m, the new person's rest; turn (V, 3, 3), rotation
-        of the target's rest relative to the source's at each vertex (identity where the postures agree).
+        of the target's rest relative to the source's at each vertex (identity where the postures agree); gain (V,), share of
+        each rotation that is kept (a forearm that is already raised in the rest has less room for a gesture).
     At the source itself (same vertices, identity turns) the transfer is exact.
     """
 
-    def __init__(self, body: Body, source, target, turn=None, nodes: int = 900):
+    def __init__(self, body: Body, source, target, turn=None, gain=None, nodes: int = 900):
         self.source, self.target = source, target
-        self.turn = torch.eye(3, device=source.device).expand(len(source), 3, 3) if turn is None else turn
+        turn = torch.eye(3, device=source.device).expand(len(source), 3, 3) if turn is None else turn
+        self.turn = rotvec_to_matrix(quat_to_rotvec(matrix_to_quat(turn)))  # skinning blends rotations; these are exact
+        self.gain = torch.ones(len(source), 1, device=source.device) if gain is None else gain[:, None]
         rest = body.v_template
         self.nodes = _farthest_points(rest, _rigid_vertices(body), nodes)
         self.edges = _knn(rest[self.nodes], rest[self.nodes], NEIGHBOURS + 1)[0][:, 1:]
@@ -82,26 +85,30 @@ class Transfer:
 
     def __call__(self, motion: Deformation) -> Deformation:
         """The motion (T, V, 3) of the source as motion of the target."""
-        turns = rotvec_to_matrix(motion.rotvecs)  # (T, V, 3, 3)
-        there = self.turn @ turns @ self.turn.transpose(-1, -2)  # the same gesture in the target's own local frame
+        # The same gesture in the target's own local frame: Q exp(r) Q^T = exp(Q r).
+        rotvecs = _rotate(self.turn, motion.rotvecs * self.gain)
+        turns, there = (rotvec_to_matrix(r[:, self.nodes]) for r in (motion.rotvecs, rotvecs))
         moved = self.source + motion.means
-        nodes = self._solve_nodes(turns[:, self.nodes], there[:, self.nodes], moved[:, self.nodes])
-        local = moved - self._blend(moved[:, self.nodes], turns[:, self.nodes], self.source)
-        placed = self._blend(nodes, there[:, self.nodes], self.target) + (self.turn @ local[..., None])[..., 0]
-        return Deformation(placed - self.target, quat_to_rotvec(matrix_to_quat(there)))
+        nodes = self._solve_nodes(turns, there, moved[:, self.nodes])
+        local = moved - self._blend(moved[:, self.nodes], turns, self.source)
+        placed = self._blend(nodes, there, self.target) + _rotate(self.turn, local)
+        return Deformation(placed - self.target, rotvecs)
 
     def _solve_nodes(self, turns, there, moved) -> torch.Tensor:
         """Node positions (T, K, 3) whose edges are the target's, rotated as the source's were, plus the non-rigid rest."""
         K, n = self.edges.shape
         i = torch.arange(K, device=self.edges.device).repeat_interleave(n)
         j = self.edges.flatten()
-        rotate = lambda R, x: (0.5 * (R[..., i, :, :] + R[..., j, :, :]) @ x[..., None])[..., 0]  # noqa: E731
+
+        def rotate(R, x):
+            return _rotate(0.5 * (R[..., i, :, :] + R[..., j, :, :]), x)
+
         source, target, Q = self.source[self.nodes], self.target[self.nodes], self.turn[self.nodes]
         stretch = moved[:, i] - moved[:, j] - rotate(turns, source[i] - source[j])
         edge = rotate(there, target[i] - target[j]) + rotate(Q, stretch)
         right = torch.zeros(len(moved), K, 3, device=moved.device)
         right.index_add_(1, i, edge).index_add_(1, j, -edge)
-        anchored = target + (Q @ (moved - source)[..., None])[..., 0]
+        anchored = target + _rotate(Q, moved - source)
         return self.solver @ (right + self.anchor * anchored)
 
     def _blend(self, nodes, turns, rest) -> torch.Tensor:
@@ -110,8 +117,13 @@ class Transfer:
         for k in range(self.index.shape[1]):
             at = self.index[:, k]
             arm = rest - rest[self.nodes[at]]
-            out = out + self.weight[:, k : k + 1] * (nodes[:, at] + (turns[:, at] @ arm[..., None])[..., 0])
+            out = out + self.weight[:, k : k + 1] * (nodes[:, at] + _rotate(turns[:, at], arm))
         return out
+
+
+def _rotate(R: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    """R x for matrices (..., 3, 3) and vectors (..., 3), written out: many times faster on CPU than batched 3x3 products."""
+    return R[..., 0] * x[..., 0:1] + R[..., 1] * x[..., 1:2] + R[..., 2] * x[..., 2:3]
 
 
 def _rigid_vertices(body: Body) -> torch.Tensor:
