@@ -248,13 +248,18 @@ class _Composite(torch.autograd.Function):
         size, floats = (width, height), depths.detach().contiguous().numpy().dtype
         keys = _array(depths).view(np.uint32 if floats.itemsize == 4 else np.uint64)  # bits of floats >= 0 sort as ints
         arrays = [_array(x) for x in (means2d, conics, radii, opacities, colors)]
-        packed, order = np.empty((C, N, 8 + D), floats), np.empty((C, N), np.int64)
-        lines, slots, counts = np.empty((C, N, 2), np.int64), np.zeros((C, N + 1), np.int64), np.zeros(C, np.int64)
+        padded = -(-D // 4) * 4  # the kernels take four channels at a time
+        packed, order = np.empty((C, N, 8 + padded), floats), np.empty((C, N), np.int64)
+        lines, slots, row_lists = np.empty((C, N, 2), np.int64), np.zeros((C, N + 1), np.int64), [None] * C
 
         def pack(c):
-            counts[c] = kernels.pack(c, size, keys, *arrays, packed, order, lines, slots)
+            row_lists[c] = kernels.pack(c, size, keys, *arrays, packed, order, lines, slots)
 
         kernels.run_parallel(pack, C, threads)
+        counts = [count for count, _, _ in row_lists]
+        bases = np.cumsum([0, *(len(items) for _, _, items in row_lists)])
+        row_starts = np.concatenate([starts[:-1] + base for (_, starts, _), base in zip(row_lists, bases)] + [bases[-1:]])
+        row_items = np.concatenate([items for _, _, items in row_lists])
         image, alpha = colors.new_empty(C, height, width, D), colors.new_empty(C, height, width)
         results = image.numpy(), alpha.numpy()
         rows = C * -(-height // kernels.TILE_H)
@@ -263,21 +268,19 @@ class _Composite(torch.autograd.Function):
         bins, background = [None] * tasks, _array(backgrounds)
 
         def render(k):
-            bins[k] = kernels.bin_rows(bounds[k], bounds[k + 1], size, packed, counts, lines)
+            bins[k] = kernels.bin_rows(bounds[k], bounds[k + 1], size, packed, lines, row_starts, row_items)
             kernels.composite(bounds[k], bounds[k + 1], size, packed, *bins[k], background, *results)
 
         kernels.run_parallel(render, tasks, threads)
         ctx.save_for_backward(conics, opacities, colors, backgrounds, image, alpha)
-        ctx.bins = size, packed, order, lines, slots, counts, bounds, bins
+        ctx.bins = size, packed, order, lines, slots, counts, bases, bounds, bins
         return image, alpha
 
     @staticmethod
     def backward(ctx, v_image, v_alpha):
         conics, opacities, colors, backgrounds, image, alpha = ctx.saved_tensors
-        size, packed, order, lines, slots, counts, bounds, bins = ctx.bins
+        size, packed, order, lines, slots, counts, bases, bounds, bins = ctx.bins
         (C, N), D, threads = order.shape, image.shape[3], torch.get_num_threads()
-        totals = [int(slots[c, counts[c]]) for c in range(C)]
-        bases = np.cumsum([0, *totals])
         sums = np.zeros(bases[-1] * 8 * (1 + -(-D // 8)), packed.dtype)
         inputs = [_array(x) for x in (image, alpha, v_image, v_alpha)]
 
@@ -289,10 +292,13 @@ class _Composite(torch.autograd.Function):
         grads = [conics.new_zeros(C, N, d) for d in (2, 3)] + [conics.new_zeros(C, N), conics.new_zeros(C, N, D)]
         saved, outputs = [_array(conics), _array(opacities)], [g.numpy() for g in grads]
 
-        def collect(c):
-            kernels.gather(c, counts[c], packed, order, slots, bases[c], sums, *saved, *outputs)
+        parts = [(c, i, min(i + CHUNK, counts[c])) for c in range(C) for i in range(0, counts[c], CHUNK)]
 
-        kernels.run_parallel(collect, C, threads)
+        def collect(k):
+            c, i0, i1 = parts[k]
+            kernels.gather(c, i0, i1, order, slots, bases[c], sums, *saved, *outputs)
+
+        kernels.run_parallel(collect, len(parts), threads)
         v_means2d, v_conics, v_opacities, v_colors = grads
         v_opacities = v_opacities.sum(0, keepdim=True) if len(opacities) < C else v_opacities
         v_colors = v_colors.sum(0, keepdim=True) if len(colors) < C else v_colors

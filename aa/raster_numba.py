@@ -132,6 +132,17 @@ def vstore(typing_context, array, index, value):
 
 
 @intrinsic
+def vfull(typing_context, array, value):
+    """A scalar in every lane of a vector of the array's dtype."""
+    vec = Vec(array.dtype)
+
+    def codegen(context, builder, sig, args):
+        return _as_vec(context, builder, args[1], value, vec)
+
+    return vec(array, value), codegen
+
+
+@intrinsic
 def where_gt(typing_context, a, b, yes, no):
     """a > b ? yes : no, per lane."""
     vec = _vec_of((a, b, yes, no))
@@ -383,15 +394,17 @@ def _depth_order(keys, radii):
 
 @_jit
 def pack(c, size, keys, means2d, conics, radii, opacities, colors, packed, order, lines, slots):
-    """Sort camera c by depth and lay its Gaussians out for compositing; returns their number.
+    """Sort camera c by depth and lay its Gaussians out for compositing.
 
-    packed (C, N, 8 + D): centre, the conic times -log2(e), log2(opacity), half extents of the alpha = 1/255 ellipse,
-    colours; order (C, N) original index; lines (C, N, 2) first and last pixel row; slots (C, N + 1) where the gradient
-    sums of each Gaussian start: one per row of tiles it touches.
+    packed (C, N, 8 + D'): centre, the conic times -log2(e), log2(opacity), half extents of the alpha = 1/255 ellipse,
+    colours padded with zeros; order (C, N) original index; lines (C, N, 2) first and last pixel line; slots (C, N + 1)
+    where the gradient sums of each Gaussian start: one per row of tiles it touches. Returns the number of Gaussians
+    laid out and, per row of tiles, those that reach it: row_starts (rows + 1,) into row_items.
     """
     width, height = size
     count, slot = 0, 0
     co, cc = min(c, opacities.shape[0] - 1), min(c, colors.shape[0] - 1)
+    row_starts = np.zeros(-(-height // TILE_H) + 1, np.int64)
     for n in _depth_order(keys[c], radii[c]):
         mx, my, log_opacity = means2d[c, n, 0], means2d[c, n, 1], math.log2(float(opacities[co, n]))
         a, b, d = float(conics[c, n, 0]), float(conics[c, n, 1]), float(conics[c, n, 2])
@@ -405,77 +418,79 @@ def pack(c, size, keys, means2d, conics, radii, opacities, colors, packed, order
         g[5], g[6], g[7] = log_opacity, half_x, half_y
         for k in range(colors.shape[2]):
             g[8 + k] = colors[cc, n, k]
+        g[8 + colors.shape[2] :] = 0.0
         order[c, count], lines[c, count, 0], lines[c, count, 1], slots[c, count] = n, top, bottom, slot
-        slot += bottom // TILE_H - top // TILE_H + 1
+        for row in range(top // TILE_H, bottom // TILE_H + 1):
+            row_starts[row + 1] += 1
+            slot += 1
         count += 1
     slots[c, count] = slot
-    return count
+    row_starts = np.cumsum(row_starts)
+    fill, row_items = row_starts.copy(), np.empty(slot, np.int64)
+    for i in range(count):
+        for row in range(lines[c, i, 0] // TILE_H, lines[c, i, 1] // TILE_H + 1):
+            row_items[fill[row]] = i
+            fill[row] += 1
+    return count, row_starts, row_items
 
 
 @_jit
-def _span(a, b, d, k, half, low, high):
-    """Range of x where a x^2 + 2 b x y + d y^2 <= k for some y in [low, high]; half is the largest such x of all."""
-    peak = -b / d * half  # y at which x is largest
-    t = min(max(peak, low), high)
-    end = (-b * t + math.sqrt(max(b * b * t * t - a * (d * t * t - k), 0.0))) / a
+def _span(shear, spread, narrowing, peak, low, high):
+    """Range of u over the part of an ellipse with v in [low, high], where v = peak at the largest u.
+
+    The ellipse a u^2 + 2 b u v + d v^2 <= k has u = -b/a v +- sqrt(k/a - (d/a - (b/a)^2) v^2), here with
+    shear = b/a, spread = k/a, narrowing = d/a - (b/a)^2.
+    """
     t = min(max(-peak, low), high)
-    start = (-b * t - math.sqrt(max(b * b * t * t - a * (d * t * t - k), 0.0))) / a
-    return start - MARGIN, end + MARGIN
+    start = -shear * t - math.sqrt(max(spread - narrowing * t * t, 0.0)) - MARGIN
+    t = min(max(peak, low), high)
+    return start, -shear * t + math.sqrt(max(spread - narrowing * t * t, 0.0)) + MARGIN
 
 
 @_jit
-def bin_rows(first, last, size, packed, counts, lines):
+def bin_rows(first, last, size, packed, lines, row_starts, row_items):
     """Gaussians of every tile in the rows of tiles first..last (counted over all cameras), front to back.
 
-    Returns starts (rows * columns + 1,) into items, and items: (place in packed) << 16 | first line << 8 | last line,
+    Returns starts (rows * columns + 1,) into items, and items: (place in packed) << 16 | first line << 8 | end line,
     lines counted from the top of the tile. An ellipse is listed only in tiles that it really touches.
     """
     width, height = size
     columns, rows = -(-width // TILE_W), -(-height // TILE_H)
     starts = np.zeros((last - first) * columns + 1, np.int64)
-    touched = np.empty((1024, 4), np.int64)  # row of tiles, place, first and last column
-    total = 0
+    offset = row_starts[first]
+    touched = np.empty((row_starts[last] - offset, 2), np.int32)  # first and last column of tiles
     for row in range(first, last):
         c, y0 = row // rows, (row % rows) * TILE_H
-        y1 = min(y0 + TILE_H, height) - 1
-        for i in range(counts[c]):
-            if lines[c, i, 0] > y1 or lines[c, i, 1] < y0:
-                continue
-            g = packed[c, i]
-            k = float(g[5]) - math.log2(ALPHA_MIN)
-            low, high = max(lines[c, i, 0], y0) + 0.5 - g[1], min(lines[c, i, 1], y1) + 0.5 - g[1]
-            left, right = _span(-float(g[2]), -0.5 * g[3], -float(g[4]), k, float(g[6]), low, high)
-            x0 = math.ceil(max(g[0] + left - 0.5, 0.0)) // TILE_W
-            x1 = math.floor(min(g[0] + right - 0.5, width - 1.0)) // TILE_W
-            if x0 > x1:
-                continue
-            if total == touched.shape[0]:
-                bigger = np.empty((2 * total, 4), np.int64)
-                bigger[:total] = touched
-                touched = bigger
-            touched[total, 0], touched[total, 1], touched[total, 2], touched[total, 3] = row, i, x0, x1
-            total += 1
+        for j in range(row_starts[row], row_starts[row + 1]):
+            g, line = packed[c, row_items[j]], lines[c, row_items[j]]
+            mx, my, a, b, d = float(g[0]), float(g[1]), -float(g[2]), -0.5 * g[3], -float(g[4])
+            low, high = max(line[0], y0) + 0.5 - my, min(line[1], y0 + TILE_H - 1) + 0.5 - my
+            spread = (g[5] - math.log2(ALPHA_MIN)) / a
+            left, right = _span(b / a, spread, d / a - (b / a) ** 2, -b / d * g[6], low, high)
+            x0 = math.ceil(max(mx + left - 0.5, 0.0)) // TILE_W
+            x1 = math.floor(min(mx + right - 0.5, width - 1.0)) // TILE_W
+            touched[j - offset, 0], touched[j - offset, 1] = x0, x1
             for x in range(x0, x1 + 1):
                 starts[(row - first) * columns + x + 1] += 1
     starts = np.cumsum(starts)
     fill = starts.copy()
     items = np.empty(starts[-1], np.int64)
-    for j in range(total):
-        row, i = touched[j, 0], touched[j, 1]
+    for row in range(first, last):
         c, y0 = row // rows, (row % rows) * TILE_H
-        g = packed[c, i]
-        k = float(g[5]) - math.log2(ALPHA_MIN)
-        low, high = max(lines[c, i, 0] - y0, 0), min(lines[c, i, 1] - y0, TILE_H - 1)
-        for x in range(touched[j, 2], touched[j, 3] + 1):
-            left = x * TILE_W + 0.5 - g[0]
-            top, bottom = _span(
-                -float(g[4]), -0.5 * g[3], -float(g[2]), k, float(g[7]), left, left + min(TILE_W, width - x * TILE_W) - 1
-            )
-            top = max(math.ceil(max(g[1] + top - 0.5 - y0, 0.0)), low)
-            bottom = min(math.floor(max(g[1] + bottom - 0.5 - y0, -1.0)) + 1, high + 1)  # one past the last line
-            tile = (row - first) * columns + x
-            items[fill[tile]] = (i << 16) | (top << 8) | max(bottom, top)
-            fill[tile] += 1
+        for j in range(row_starts[row], row_starts[row + 1]):
+            i = row_items[j]
+            g = packed[c, i]
+            mx, my, a, b, d = float(g[0]), g[1] - 0.5 - y0, -float(g[2]), -0.5 * g[3], -float(g[4])
+            shear, spread, peak = b / d, (g[5] - math.log2(ALPHA_MIN)) / d, -b / a * g[7]
+            narrowing = a / d - shear * shear
+            for x in range(touched[j - offset, 0], touched[j - offset, 1] + 1):
+                left = x * TILE_W + 0.5 - mx
+                top, bottom = _span(shear, spread, narrowing, peak, left, left + (TILE_W - 1))
+                low = math.ceil(max(my + top, 0.0))
+                high = math.floor(min(max(my + bottom, -1.0), TILE_H - 1.0)) + 1
+                tile = (row - first) * columns + x
+                items[fill[tile]] = (i << 16) | (min(low, high) << 8) | high
+                fill[tile] += 1
     return starts, items
 
 
@@ -496,8 +511,8 @@ def _live_lines(buffer, stride, low, high):
 def composite(first, last, size, packed, starts, items, background, image, alpha):
     """Render the rows of tiles first..last: image (C, H, W, D) over background (1 or C, D), and alpha (C, H, W)."""
     width, height = size
-    columns, rows, depth = -(-width // TILE_W), -(-height // TILE_H), image.shape[3]
-    # per line: live transmittance (0 once stopped), final transmittance, D colours; before them the pixel numbers
+    columns, rows, depth = -(-width // TILE_W), -(-height // TILE_H), packed.shape[2] - 8
+    # per line: live transmittance (0 once stopped), final transmittance, D' colours; before them the pixel numbers
     stride = TILE_W * (2 + depth)
     buffer = np.empty(TILE_W + TILE_H * stride, packed.dtype)
     buffer[:TILE_W] = np.arange(TILE_W)
@@ -505,11 +520,11 @@ def composite(first, last, size, packed, starts, items, background, image, alpha
         row = first + tile // columns
         c, x0, y0 = row // rows, (tile % columns) * TILE_W, (row % rows) * TILE_H
         low, high = 0, min(TILE_H, height - y0)
-        for y in range(high):
-            vstore(buffer, TILE_W + y * stride, 1.0)
-            vstore(buffer, TILE_W + y * stride + TILE_W, 1.0)
-            for k in range(depth):
-                vstore(buffer, TILE_W + y * stride + (2 + k) * TILE_W, 0.0)
+        for at in range(TILE_W, TILE_W + high * stride, stride):
+            vstore(buffer, at, 1.0)
+            vstore(buffer, at + TILE_W, 1.0)
+            for to in range(at + 2 * TILE_W, at + stride, TILE_W):
+                vstore(buffer, to, 0.0)
         for e in range(starts[tile], starts[tile + 1]):
             if (e - starts[tile]) % 8 == 7:
                 low, high = _live_lines(buffer, stride, low, high)
@@ -517,29 +532,54 @@ def composite(first, last, size, packed, starts, items, background, image, alpha
                     break
             item = items[e]
             g = packed[c, item >> 16]
+            y, end = max((item >> 8) & 255, low), min(item & 255, high)
             dx = vload(buffer, 0) + (x0 + 0.5 - g[0])
-            constant, linear = dx * dx * g[2] + g[5], dx * g[3]
-            for y in range(max((item >> 8) & 255, low), min(item & 255, high)):
-                at = TILE_W + y * stride
-                dy = y0 + y + 0.5 - g[1]
-                a = vexp2(constant + linear * dy + g[4] * dy * dy)
+            constant, linear, square = dx * dx * g[2] + g[5], dx * g[3], vfull(buffer, g[4])
+            dy = vfull(buffer, y0 + y + 0.5 - g[1])
+            c0, c1, c2, c3 = vfull(buffer, g[8]), vfull(buffer, g[9]), vfull(buffer, g[10]), vfull(buffer, g[11])
+            for at in range(TILE_W + y * stride, TILE_W + end * stride, stride):
+                a = vexp2(constant + dy * (linear + square * dy))
                 a = where_gt(ALPHA_MIN, a, 0.0, where_gt(a, ALPHA_MAX, ALPHA_MAX, a))
                 live = vload(buffer, at)
-                rest = live - live * a
+                weight = live * a
+                rest = live - weight
                 vstore(buffer, at, where_gt(rest, T_STOP, rest, 0.0))
                 vstore(buffer, at + TILE_W, where_gt(rest, T_STOP, rest, vload(buffer, at + TILE_W)))
-                weight = where_gt(rest, T_STOP, live * a, 0.0)
-                for k in range(depth):
+                weight = where_gt(rest, T_STOP, weight, 0.0)
+                vstore(buffer, at + 2 * TILE_W, vload(buffer, at + 2 * TILE_W) + weight * c0)
+                vstore(buffer, at + 3 * TILE_W, vload(buffer, at + 3 * TILE_W) + weight * c1)
+                vstore(buffer, at + 4 * TILE_W, vload(buffer, at + 4 * TILE_W) + weight * c2)
+                vstore(buffer, at + 5 * TILE_W, vload(buffer, at + 5 * TILE_W) + weight * c3)
+                for k in range(4, depth):
                     to = at + (2 + k) * TILE_W
                     vstore(buffer, to, vload(buffer, to) + weight * g[8 + k])
+                dy += 1.0
         for y in range(min(TILE_H, height - y0)):
             at = TILE_W + y * stride + TILE_W
             for x in range(min(TILE_W, width - x0)):
                 rest = buffer[at + x]
                 alpha[c, y0 + y, x0 + x] = 1 - rest
-                for k in range(depth):
+                for k in range(image.shape[3]):
                     behind = rest * background[min(c, background.shape[0] - 1), k]
                     image[c, y0 + y, x0 + x, k] = buffer[at + x + (1 + k) * TILE_W] + behind
+
+
+@_jit
+def _load_gradients(buffer, stride, c, x0, y0, size, image, alpha, v_image, v_alpha):
+    """Fill the lines of a tile for `composite_grad`; pixels beyond the right border count as stopped."""
+    width, height = size
+    buffer[TILE_W : TILE_W + TILE_H * stride] = 0.0
+    for y in range(min(TILE_H, height - y0)):
+        for x in range(min(TILE_W, width - x0)):
+            at = TILE_W + y * stride + x
+            rest = 1 - alpha[c, y0 + y, x0 + x]
+            suffix = -v_alpha[c, y0 + y, x0 + x] * rest
+            for k in range(image.shape[3]):
+                v = v_image[c, y0 + y, x0 + x, k]
+                buffer[at + (2 + k) * TILE_W] = v
+                suffix += v * image[c, y0 + y, x0 + x, k]
+            buffer[at] = 1.0
+            buffer[at + TILE_W] = suffix
 
 
 @_jit
@@ -552,35 +592,22 @@ def composite_grad(
     dL/dalpha_i = T_i q_i - S_i / (1 - alpha_i). A slot holds the sums over pixels of g = alpha dL/dalpha times
     1, dx, dy, dx^2, dx dy, dy^2 (two lanes unused), then w_i dL/dC per channel.
     """
-    width, height = size
-    columns, rows, depth = -(-width // TILE_W), -(-height // TILE_H), image.shape[3]
-    # per line: live transmittance, suffix, D channels of dL/dC; behind them the D colour sums of one Gaussian
+    columns, rows, depth = -(-size[0] // TILE_W), -(-size[1] // TILE_H), packed.shape[2] - 8
+    # per line: live transmittance, suffix, D' channels of dL/dC; behind them the colour sums of one Gaussian
     stride = TILE_W * (2 + depth)
     tail = TILE_W + TILE_H * stride
     blocks = -(-depth // 8)
     buffer = np.zeros(tail + blocks * 8 * TILE_W, packed.dtype)
     buffer[:TILE_W] = np.arange(TILE_W)
-    zero = vload(buffer, tail)
+    zero = vfull(buffer, 0.0)
     for tile in range((last - first) * columns):
         if starts[tile] == starts[tile + 1]:
             continue
         row = first + tile // columns
         c, r, x0 = row // rows, row % rows, (tile % columns) * TILE_W
         y0 = r * TILE_H
-        low, high = 0, min(TILE_H, height - y0)
-        for y in range(high):
-            at = TILE_W + y * stride
-            for x in range(TILE_W):  # pixels beyond the image count as stopped
-                inside = x0 + x < width
-                suffix = 0.0
-                for k in range(depth):
-                    v = v_image[c, y0 + y, x0 + x, k] if inside else 0.0
-                    buffer[at + x + (2 + k) * TILE_W] = v
-                    suffix += v * image[c, y0 + y, x0 + x, k] if inside else 0.0
-                if inside:
-                    suffix -= v_alpha[c, y0 + y, x0 + x] * (1.0 - alpha[c, y0 + y, x0 + x])
-                buffer[at + x] = 1.0 if inside else 0.0
-                buffer[at + x + TILE_W] = suffix
+        low, high = 0, min(TILE_H, size[1] - y0)
+        _load_gradients(buffer, stride, c, x0, y0, size, image, alpha, v_image, v_alpha)
         for e in range(starts[tile], starts[tile + 1]):
             if (e - starts[tile]) % 8 == 7:
                 low, high = _live_lines(buffer, stride, low, high)
@@ -589,54 +616,66 @@ def composite_grad(
             item = items[e]
             i = item >> 16
             g = packed[c, i]
+            y, end = max((item >> 8) & 255, low), min(item & 255, high)
+            if y >= end:
+                continue
             dx = vload(buffer, 0) + (x0 + 0.5 - g[0])
-            constant, linear = dx * dx * g[2] + g[5], dx * g[3]
-            s, sy, syy = zero, zero, zero
-            for k in range(depth):
-                vstore(buffer, tail + k * TILE_W, 0.0)
-            for y in range(max((item >> 8) & 255, low), min(item & 255, high)):
-                at = TILE_W + y * stride
-                dy = y0 + y + 0.5 - g[1]
-                raw = vexp2(constant + linear * dy + g[4] * dy * dy)
+            constant, linear, square = dx * dx * g[2] + g[5], dx * g[3], vfull(buffer, g[4])
+            dy = vfull(buffer, y0 + y + 0.5 - g[1])
+            c0, c1, c2, c3 = vfull(buffer, g[8]), vfull(buffer, g[9]), vfull(buffer, g[10]), vfull(buffer, g[11])
+            s, sy, syy, s0, s1, s2, s3 = zero, zero, zero, zero, zero, zero, zero
+            for to in range(tail + 4 * TILE_W, tail + depth * TILE_W, TILE_W):
+                vstore(buffer, to, 0.0)
+            for at in range(TILE_W + y * stride, TILE_W + end * stride, stride):
+                raw = vexp2(constant + dy * (linear + square * dy))
                 a = where_gt(ALPHA_MIN, raw, 0.0, where_gt(raw, ALPHA_MAX, ALPHA_MAX, raw))
                 live = vload(buffer, at)
                 rest = live - live * a
-                a = where_gt(rest, T_STOP, a, 0.0)
                 vstore(buffer, at, where_gt(rest, T_STOP, rest, 0.0))
+                a = where_gt(rest, T_STOP, a, 0.0)
                 weight = live * a
-                q = zero
-                for k in range(depth):
+                v0, v1 = vload(buffer, at + 2 * TILE_W), vload(buffer, at + 3 * TILE_W)
+                v2, v3 = vload(buffer, at + 4 * TILE_W), vload(buffer, at + 5 * TILE_W)
+                q = (v0 * c0 + v1 * c1) + (v2 * c2 + v3 * c3)
+                s0 += weight * v0
+                s1 += weight * v1
+                s2 += weight * v2
+                s3 += weight * v3
+                for k in range(4, depth):
                     v = vload(buffer, at + (2 + k) * TILE_W)
                     q += v * g[8 + k]
                     to = tail + k * TILE_W
                     vstore(buffer, to, vload(buffer, to) + weight * v)
-                suffix = vload(buffer, at + TILE_W) - weight * q
+                gain = weight * q
+                suffix = vload(buffer, at + TILE_W) - gain
                 vstore(buffer, at + TILE_W, suffix)
-                v_log = where_gt(raw, ALPHA_MAX, 0.0, weight * q - suffix * a / (1.0 - a))
+                v_log = where_gt(raw, ALPHA_MAX, 0.0, gain - suffix * (a / (1.0 - a)))
                 s += v_log
-                sy += v_log * dy
-                syy += v_log * (dy * dy)
+                v_log = v_log * dy
+                sy += v_log
+                syy += v_log * dy
+                dy += 1.0
             to = (bases[c] + slots[c, i] + r - lines[c, i, 0] // TILE_H) * 8 * (1 + blocks)
             sx = s * dx
             vstore(sums, to, vload(sums, to) + vsums(s, sx, sy, sx * dx, sy * dx, syy, zero, zero))
             for b in range(blocks):
                 at = tail + b * 8 * TILE_W
+                if b > 0:
+                    s0, s1 = vload(buffer, at), vload(buffer, at + TILE_W)
+                    s2, s3 = vload(buffer, at + 2 * TILE_W), vload(buffer, at + 3 * TILE_W)
+                s4, s5 = vload(buffer, at + 4 * TILE_W), vload(buffer, at + 5 * TILE_W)
+                s6, s7 = vload(buffer, at + 6 * TILE_W), vload(buffer, at + 7 * TILE_W)
                 to += 8
-                total = vsums(
-                    vload(buffer, at), vload(buffer, at + TILE_W), vload(buffer, at + 2 * TILE_W),
-                    vload(buffer, at + 3 * TILE_W), vload(buffer, at + 4 * TILE_W), vload(buffer, at + 5 * TILE_W),
-                    vload(buffer, at + 6 * TILE_W), vload(buffer, at + 7 * TILE_W),
-                )  # fmt: skip
-                vstore(sums, to, vload(sums, to) + total)
+                vstore(sums, to, vload(sums, to) + vsums(s0, s1, s2, s3, s4, s5, s6, s7))
 
 
 @_jit
-def gather(c, count, packed, order, slots, base, sums, conics, opacities, v_means2d, v_conics, v_opacities, v_colors):
-    """Turn the sums of camera c into gradients (C, N, ...) of 2D centres, conics, opacities and colours."""
+def gather(c, first, last, order, slots, base, sums, conics, opacities, v_means2d, v_conics, v_opacities, v_colors):
+    """Turn the sums of places first..last of camera c into gradients (C, N, ...) of 2D centres, conics, opacities and colours."""
     depth = v_colors.shape[2]
     width = 8 * (1 + -(-depth // 8))
     total = np.empty(width)
-    for i in range(count):
+    for i in range(first, last):
         n = order[c, i]
         total[:] = 0.0
         for slot in range(base + slots[c, i], base + slots[c, i + 1]):
