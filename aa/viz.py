@@ -101,7 +101,7 @@ def plot_curves(curves: dict, fps: float = FPS, ax=None, start: float = 0.0):
         ax.plot(start + (np.arange(len(values)) + 0.5) / fps, values, line, color=shade, label=name, lw=1.5)
     ax.set_xlabel("time (s)")
     if curves:
-        ax.legend(fontsize=8, loc="upper right")
+        ax.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
     return figure
 
 
