@@ -110,15 +110,11 @@ class Clip:
         folder.mkdir(parents=True, exist_ok=True)
         frames = self.load_frames()
         write_video(folder / "clip.mp4", frames, self.audio, self.fps, self.source or None, crf)
-        arrays = {
-            n: getattr(self, n) for n in ("K", "viewmat", "tracks", "particle", "audio") if getattr(self, n) is not None
-        }
+        arrays = {n: getattr(self, n) for n in ("K", "viewmat", "tracks", "particle", "audio") if getattr(self, n) is not None}
         masks = {n: getattr(self, n) for n in ("mask", "visibility") if getattr(self, n) is not None}
         save_arrays(folder / "arrays.safetensors", arrays | {n: pack_mask(m) for n, m in masks.items()})
         shapes = {n: m.shape for n, m in masks.items()} | {"frames": frames.shape}
-        save_json(
-            folder / "clip.json", {"fps": self.fps, "source": self.source, "shapes": shapes, "phonemes": self.phonemes}
-        )
+        save_json(folder / "clip.json", {"fps": self.fps, "source": self.source, "shapes": shapes, "phonemes": self.phonemes})
         return folder
 
     @classmethod

@@ -47,16 +47,12 @@ def check_writable(path) -> Path:
     if path.is_dir():
         raise InputError(f"{path} is a folder: give the name of a file to write.")
     if not path.parent.is_dir():
-        raise InputError(
-            f"the folder {path.parent} does not exist: make it first or choose another place for {path.name}."
-        )
+        raise InputError(f"the folder {path.parent} does not exist: make it first or choose another place for {path.name}.")
     probe = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
     try:  # os.access is wrong for root, network drives and Windows: only trying tells
         probe.touch()
     except OSError as error:
-        raise InputError(
-            f"cannot write into {path.parent} ({error.strerror}): choose another place for {path.name}."
-        ) from error
+        raise InputError(f"cannot write into {path.parent} ({error.strerror}): choose another place for {path.name}.") from error
     finally:
         probe.unlink(missing_ok=True)
     return path
@@ -159,9 +155,7 @@ def load_audio(path) -> np.ndarray:
     if len(sound) == 0:
         raise InputError(f"no sound could be read from {path}, it may be damaged: give {SOUND_KINDS}.")
     if len(sound) < MIN_SECONDS * SAMPLE_RATE:
-        raise InputError(
-            f"{path} lasts {len(sound) / SAMPLE_RATE:.2f} s, which is too short: give {MIN_SECONDS} s or more."
-        )
+        raise InputError(f"{path} lasts {len(sound) / SAMPLE_RATE:.2f} s, which is too short: give {MIN_SECONDS} s or more.")
     return sound
 
 
@@ -220,9 +214,7 @@ class VideoWriter:
     last column or row. Memory is constant: sound goes out along with the frames.
     """
 
-    def __init__(
-        self, path, audio: np.ndarray | None = None, fps: float = FPS, title: str | None = None, crf: int = 18
-    ):
+    def __init__(self, path, audio: np.ndarray | None = None, fps: float = FPS, title: str | None = None, crf: int = 18):
         self.path = check_writable(path)
         if self.path.suffix.lower() != ".mp4":
             raise InputError(f"{self.path.name} does not end in .mp4: videos are written as mp4 only.")
@@ -243,9 +235,7 @@ class VideoWriter:
         if frame.dtype != np.uint8 or frame.ndim != 3 or frame.shape[2] != 3 or 0 in frame.shape:
             raise InputError(f"a frame must be (H, W, 3) uint8, got {frame.shape} {frame.dtype}.")
         if self.size not in (None, frame.shape):
-            raise InputError(
-                f"all frames must have one size: the first is {self.size}, number {self.count} is {frame.shape}."
-            )
+            raise InputError(f"all frames must have one size: the first is {self.size}, number {self.count} is {frame.shape}.")
         with self._user_errors():
             if self._container is None:
                 self._open(frame.shape)
@@ -315,9 +305,7 @@ class VideoWriter:
             self._part.unlink(missing_ok=True)
 
 
-def write_video(
-    path, frames: Iterable[np.ndarray], audio=None, fps: float = FPS, title: str | None = None, crf: int = 18
-) -> Path:
+def write_video(path, frames: Iterable[np.ndarray], audio=None, fps: float = FPS, title: str | None = None, crf: int = 18) -> Path:
     """Write (H, W, 3) uint8 frames and sound (n,) float32 16 kHz (or None) as an mp4: see `VideoWriter`."""
     with VideoWriter(path, audio, fps, title, crf) as video:
         for frame in frames:

@@ -27,9 +27,7 @@ def write_sound(path, kind: str, codec: str, rate: int, channels: int, sample_fo
         stream = container.add_stream(codec, rate=rate, layout=layout, **stream_options)
         frame = av.AudioFrame.from_ndarray(tones(rate, channels), format="fltp", layout=layout)
         frame.sample_rate, frame.pts, frame.time_base = rate, 0, Fraction(1, rate)
-        resampler = av.AudioResampler(
-            format=sample_format, layout=layout, rate=rate, frame_size=stream.codec_context.frame_size
-        )
+        resampler = av.AudioResampler(format=sample_format, layout=layout, rate=rate, frame_size=stream.codec_context.frame_size)
         for part in [*resampler.resample(frame), *resampler.resample(None)]:
             container.mux(stream.encode(part))
         container.mux(stream.encode(None))
