@@ -273,6 +273,8 @@ def run_notebook(source: Path, target: Path, parameters: dict, timeout: int | No
     try:
         papermill.execute_notebook(str(source), str(target), parameters, execution_timeout=timeout, **settings)
     except papermill.PapermillExecutionError as error:
+        if error.ename == "KeyboardInterrupt":  # Ctrl-C reaches the kernel as well
+            raise KeyboardInterrupt from None
         message = " ".join(str(error.evalue).split())
         raise NotebookFailed(f"{Path(source).stem}, cell {current[0] + 1}: {error.ename}: {message}") from None
     except Exception as error:  # the kernel died, a cell took too long
