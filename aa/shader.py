@@ -1,0 +1,533 @@
+"""The studio's light: a warp kernel that casts rays at a dressed figure and shades what they hit (CPU and CUDA).
+
+Everything painted (brows, irises, blush, weave, strands) is a function of `canon`, the place a surface point has on the mean
+body in the rest pose. So the paint follows every motion, and one set of numbers serves all people. Colours are linear RGB.
+"""
+
+import warp as wp
+
+wp.set_module_options({"enable_backward": False})
+
+
+@wp.struct
+class Look:
+    """Colours (linear RGB) and numbers of one person's paint; lengths in metres on the mean body."""
+
+    skin: wp.vec3
+    lips: wp.vec3
+    iris: wp.vec3
+    brow: wp.vec3
+    hair: wp.vec3
+    tips: wp.vec3  # the lighter strands
+    shirt: wp.vec3
+    shirt2: wp.vec3
+    trousers: wp.vec3
+    shoe: wp.vec3
+    pole: wp.vec3  # the hair flows along the meridians of this direction
+    pole_u: wp.vec3
+    pole_v: wp.vec3
+    parallels: int  # 1: along the parallels instead
+    curl: float
+    beard: float
+    freckles: float
+    brow_width: float
+    age: float
+    pattern: int  # 0 plain, 1 stripes, 2 checks, 3 pinstripes, 4 dots
+    placket: int  # 1: buttons down the front
+    neck: wp.vec3  # radius of the neckline, then tip height and steepness of its V (0: none)
+    trim: float  # 1: ribbed hems in the second colour
+    seed: int
+
+
+@wp.struct
+class Surface:
+    """The meshes of one frame; `mask` holds (occlusion, lips | hair level, cover of the shirt, hairline distance | arm)."""
+
+    solid: wp.uint64
+    shells: wp.uint64
+    first_shell: int
+    verts: wp.array(dtype=wp.vec3)
+    normals: wp.array(dtype=wp.vec3)
+    canon: wp.array(dtype=wp.vec3)
+    mask: wp.array(dtype=wp.vec4)
+    tri: wp.array(dtype=wp.vec3i)
+    kind: wp.array(dtype=int)
+    head: wp.mat33
+    gape: float  # how far the lips are parted, 0 .. 1
+
+
+@wp.func
+def mix3(a: wp.vec3, b: wp.vec3, t: float):
+    return a + (b - a) * wp.clamp(t, 0.0, 1.0)
+
+
+@wp.func
+def blob(p: wp.vec3, c: wp.vec3, r: float):
+    d = wp.length(p - c) / r
+    return wp.exp(-d * d)
+
+
+@wp.func
+def grain(p: wp.vec3, k: float, seed: int):
+    return wp.noise(wp.rand_init(seed), p * k)
+
+
+@wp.func
+def corner3(a: wp.array(dtype=wp.vec3), t: wp.vec3i, u: float, v: float):
+    return a[t[0]] * u + a[t[1]] * v + a[t[2]] * (1.0 - u - v)
+
+
+@wp.func
+def corner4(a: wp.array(dtype=wp.vec4), t: wp.vec3i, u: float, v: float):
+    return a[t[0]] * u + a[t[1]] * v + a[t[2]] * (1.0 - u - v)
+
+
+@wp.func
+def strand_place(p: wp.vec3, look: Look):
+    """Hair coordinates: (across, along) the flow in metres-like units, on a head of about 10 cm radius."""
+    d = wp.normalize(p - wp.vec3(0.0, -0.045, 0.9))
+    w = wp.acos(wp.clamp(wp.dot(d, look.pole), -1.0, 1.0))
+    u = wp.atan2(wp.dot(d, look.pole_v), wp.dot(d, look.pole_u))
+    if look.parallels == 1:
+        return wp.vec2(w, u)
+    return wp.vec2(u * wp.max(wp.sin(w), 0.35), w)
+
+
+@wp.func
+def strand_noise(p: wp.vec3, look: Look, k: float):
+    q = strand_place(p, look)
+    wave = look.curl * wp.sin(q[1] * 24.0 + 2.0 * grain(p, 40.0, look.seed + 3))
+    return wp.noise(wp.rand_init(look.seed), wp.vec3((q[0] + wave) * k, q[1] * 4.0, p[2] * 9.0))
+
+
+@wp.func
+def neck_cover(p: wp.vec3, look: Look):
+    """Distance in metres inside the shirt's neckline on the mean body; as `aa.wardrobe.neck_cover`."""
+    y = (p[1] + 0.02) / 1.12
+    d = wp.max(wp.sqrt(p[0] * p[0] + y * y) - look.neck[0], 0.66 - p[2])
+    if look.neck[2] > 0.0:
+        v = (look.neck[1] + look.neck[2] * wp.abs(p[0]) - p[2]) / wp.sqrt(1.0 + look.neck[2] * look.neck[2])
+        d = wp.min(d, wp.max(v, (p[1] + 0.035) * 2.0))
+    return d
+
+
+@wp.func
+def holds(kind: int, p: wp.vec3, m: wp.vec4, look: Look):
+    """Is there matter here, or does the ray pass on (neckline, hairline, gaps between strands and lashes)?"""
+    if kind == 6:
+        return m[2] > 0.0 and neck_cover(p, look) > 0.0
+    if kind == 5:
+        c = wp.vec3(wp.sign(p[0]) * 0.0313, -0.1315, 0.9017)
+        up = wp.sign(p[2] - c[2])
+        out = (wp.length(p - c) - 0.0150) / 0.0085
+        a = wp.atan2(p[2] - c[2] + up * 0.010, wp.abs(p[0]) - 0.0313)
+        return wp.sin(a * 110.0 + 9.0 * out) > 1.7 * out - 0.9 + 0.55 * (1.0 - up)
+    if kind == 8:
+        return m[3] + 0.004 * strand_noise(p, look, 60.0) > 0.001
+    if kind == 9:
+        n = 0.6 * strand_noise(p, look, 85.0) + 0.5 * strand_noise(p, look, 38.0)
+        edge = m[3] + 0.010 * strand_noise(p, look, 45.0)
+        return n * 0.5 + 0.5 > 0.22 + 0.45 * m[1] and edge > -0.003 + 0.004 * m[1]
+    return True
+
+
+@wp.func
+def cast(mesh: wp.uint64, first: int, s: Surface, look: Look, o: wp.vec3, d: wp.vec3, far: float):
+    """First matter along a ray: (distance or -1, triangle, u, v)."""
+    start = 0.0
+    for _ in range(16):
+        q = wp.mesh_query_ray(mesh, o + d * start, d, far - start)
+        if not q.result:
+            return wp.vec4(-1.0, 0.0, 0.0, 0.0)
+        f = q.face + first
+        k = s.kind[f]
+        t = s.tri[f]
+        p = corner3(s.canon, t, q.u, q.v)
+        if holds(k, p, corner4(s.mask, t, q.u, q.v), look):
+            return wp.vec4(start + q.t, float(f), q.u, q.v)
+        start = start + q.t + 4.0e-6  # no more: the next layer may be close behind
+    return wp.vec4(-1.0, 0.0, 0.0, 0.0)
+
+
+@wp.func
+def brow_mask(p: wp.vec3, look: Look):
+    ax = wp.abs(p[0])
+    t = (ax - 0.0115) / 0.0415
+    if t < -0.1 or t > 1.1 or p[1] > -0.10:
+        return 0.0
+    zc = 0.9165 + 0.0125 * wp.sin(wp.clamp(t, 0.0, 1.0) * 2.25) * 0.75
+    half = look.brow_width * (0.55 + 0.6 * wp.min(t * 3.0 + 0.45, 1.0) - 0.75 * wp.max(t - 0.35, 0.0))
+    hair = wp.noise(wp.rand_init(look.seed + 5), wp.vec3(ax * 900.0 - (p[2] - zc) * 700.0 * (1.2 - t), p[2] * 60.0, p[0] * 5.0))
+    d = wp.abs(p[2] - zc) / half + 0.35 * hair
+    ends = wp.smoothstep(-0.08, 0.10, t) * wp.smoothstep(1.08, 0.9, t)
+    return wp.smoothstep(1.15, 0.35, d) * ends * (0.8 + 0.2 * hair)
+
+
+@wp.func
+def skin_paint(p: wp.vec3, m: wp.vec4, look: Look):
+    """Albedo of skin: mottling, blush, freckles, eye sockets, stubble, lips, brows, hair roots."""
+    ax = wp.vec3(wp.abs(p[0]), p[1], p[2])
+    c = look.skin * (1.0 + 0.07 * grain(p, 55.0, look.seed + 1) + 0.05 * grain(p, 260.0, look.seed + 2))
+    red = 0.34 * blob(ax, wp.vec3(0.046, -0.125, 0.862), 0.024) + 0.30 * blob(ax, wp.vec3(0.0, -0.175, 0.862), 0.015)
+    red = red + 0.22 * wp.smoothstep(0.078, 0.084, ax[0]) * wp.smoothstep(0.84, 0.86, p[2])
+    red = red + 0.14 * blob(ax, wp.vec3(0.0, -0.155, 0.79), 0.016) + 0.05 * grain(p, 90.0, look.seed + 4)
+    if p[2] < 0.36 and ax[0] > 0.3:
+        red = red + 0.14 + 0.1 * grain(p, 60.0, look.seed + 6)  # hands
+    blush = wp.vec3(look.skin[0] * 1.04 + 0.012, look.skin[1] * 0.62, look.skin[2] * 0.60)
+    c = mix3(c, blush, red)
+    socket = blob(ax, wp.vec3(0.031, -0.15, 0.888), 0.013) + 0.55 * blob(ax, wp.vec3(0.033, -0.15, 0.909), 0.011)
+    c = mix3(c, wp.cw_mul(look.skin, wp.vec3(0.66, 0.52, 0.54)), 0.36 * socket)
+    if look.freckles > 0.0:
+        spots = wp.smoothstep(0.42, 0.62, grain(p, 430.0, look.seed + 7))
+        where = blob(ax, wp.vec3(0.03, -0.145, 0.872), 0.034)
+        c = mix3(c, wp.cw_mul(look.skin, wp.vec3(0.62, 0.42, 0.30)), look.freckles * spots * where)
+    if look.beard > 0.0 and p[2] > 0.755 and p[2] < 0.885:
+        line = 0.822 + (p[1] + 0.135) * 0.72  # from the mouth's corner up to the sideburn
+        b = wp.smoothstep(0.006, -0.010, p[2] - line) * wp.smoothstep(-0.045, -0.075, p[1]) * wp.smoothstep(0.755, 0.785, p[2])
+        b = wp.max(
+            b, blob(wp.vec3(ax[0] * 0.5, 0.0, p[2]), wp.vec3(0.004, 0.0, 0.8445), 0.0085) * wp.smoothstep(-0.13, -0.145, p[1])
+        )
+        n = wp.noise(wp.rand_init(look.seed + 8), wp.vec3(p[0] * 1500.0, p[1] * 1500.0, p[2] * 420.0))
+        c = mix3(c, wp.cw_mul(look.brow, wp.vec3(1.1, 1.1, 1.1)), look.beard * b * (0.72 + 0.5 * n) * (1.0 - m[1]))
+    lip = wp.smoothstep(0.25, 0.75, m[1])
+    fine = wp.noise(wp.rand_init(look.seed + 9), wp.vec3(p[0] * 900.0, 0.0, p[2] * 120.0))
+    c = mix3(c, look.lips * (1.0 + 0.10 * fine), lip * 0.92)
+    c = mix3(c, look.brow, 0.93 * brow_mask(p, look))
+    root = wp.smoothstep(-0.004, 0.008, m[3] + 0.005 * strand_noise(p, look, 70.0))
+    return mix3(c, look.hair * 0.8, root)
+
+
+@wp.func
+def eye_paint(p: wp.vec3, look: Look):
+    side = wp.sign(p[0])
+    e = wp.normalize(p - wp.vec3(side * 0.03127, -0.1315, 0.9017))
+    a = wp.acos(wp.clamp(-e[1], -1.0, 1.0)) * 57.29578
+    turn = wp.atan2(e[2], e[0])
+    white = mix3(wp.vec3(0.78, 0.75, 0.72), wp.vec3(0.62, 0.36, 0.32), 0.55 * wp.smoothstep(30.0, 62.0, a))
+    fibre = wp.noise(wp.rand_init(look.seed + 11), wp.vec3(turn * 9.0, a * 0.12, 0.0))
+    iris = look.iris * (0.75 + 0.55 * fibre + 0.75 * wp.smoothstep(22.0, 12.0, a) + 0.35 * wp.smoothstep(0.2, -0.5, e[2] * 3.0))
+    iris = mix3(iris, look.iris * 0.18, wp.smoothstep(22.0, 27.0, a))
+    c = mix3(iris, white, wp.smoothstep(26.0, 28.5, a))
+    c = mix3(wp.vec3(0.006, 0.005, 0.005), c, wp.smoothstep(10.5, 12.0, a))
+    return c * (0.42 + 0.58 * wp.smoothstep(0.9095, 0.9025, p[2]))  # the upper lid's shade
+
+
+@wp.func
+def cloth_paint(k: int, p: wp.vec3, m: wp.vec4, look: Look):
+    if k == 7:
+        thread = wp.sin(p[0] * 2600.0 + p[2] * 2600.0)
+        return look.trousers * (1.0 + 0.05 * thread + 0.16 * grain(p, 300.0, look.seed + 12))
+    arm = m[3]
+    h = p[2]
+    w = p[0]
+    if arm > 0.25:
+        h = 0.62 - 0.29 * arm
+        w = p[1] * 1.3 + p[2] * 0.5
+    c = look.shirt
+    if look.pattern == 1:
+        c = mix3(look.shirt, look.shirt2, wp.smoothstep(-0.12, 0.12, wp.sin(h * 6.2832 / 0.034) - 0.15))
+    if look.pattern == 2:
+        a = wp.smoothstep(-0.2, 0.2, wp.sin(h * 6.2832 / 0.042))
+        b = wp.smoothstep(-0.2, 0.2, wp.sin(w * 6.2832 / 0.042))
+        c = mix3(look.shirt, look.shirt2, 0.45 * (a + b))
+    if look.pattern == 3:
+        c = mix3(look.shirt, look.shirt2, 0.8 * wp.smoothstep(0.94, 0.985, wp.sin(w * 6.2832 / 0.016)))
+    if look.pattern == 4:
+        a = wp.sin(h * 6.2832 / 0.036) * wp.sin(w * 6.2832 / 0.036)
+        c = mix3(look.shirt, look.shirt2, wp.smoothstep(0.78, 0.86, a))
+    edge = wp.min(m[2], neck_cover(p, look))
+    if look.trim > 0.0 and edge < 0.014:
+        c = mix3(look.shirt, look.shirt2, look.trim)
+    if wp.abs(edge - 0.014) < 0.0011:
+        c = c * 0.55
+    if look.placket == 1 and p[1] < -0.03 and wp.abs(p[0]) < 0.02 and arm < 0.2:
+        if wp.abs(wp.abs(p[0]) - 0.0155) < 0.0009:
+            c = c * 0.55
+        z = p[2] - wp.floor(p[2] / 0.075) * 0.075 - 0.0375
+        r = wp.sqrt(p[0] * p[0] + z * z)
+        if r < 0.0062:
+            c = mix3(wp.vec3(0.75, 0.72, 0.68), wp.vec3(0.12, 0.11, 0.10), wp.smoothstep(0.0050, 0.0058, r))
+            if wp.abs(wp.abs(p[0]) - 0.0016) < 0.0007 and wp.abs(z) < 0.0016:
+                c = wp.vec3(0.15, 0.14, 0.13)
+    weave = wp.sin(w * 3300.0) * wp.sin(h * 3300.0)
+    return c * (1.0 + 0.05 * weave + 0.08 * grain(p, 220.0, look.seed + 13))
+
+
+@wp.func
+def fold_normal(n: wp.vec3, k: int, p: wp.vec3, m: wp.vec4, s: Surface, look: Look):
+    """Creases of cloth and pores of skin, as a bump on the normal."""
+    if k == 6 or k == 7:
+        near = 0.30 + 0.9 * wp.exp(-wp.pow((m[3] - 1.0) / 0.22, 2.0)) + 0.5 * wp.exp(-wp.pow((p[2] - 0.17) / 0.09, 2.0))
+        q = wp.vec3(p[0] * 16.0 + p[2] * 9.0, p[1] * 16.0, p[2] * 30.0 - wp.abs(p[0]) * 22.0)
+        b = wp.curlnoise(wp.rand_init(look.seed + 14), q)
+        return wp.normalize(n + b * (0.10 * near))
+    if k == 0 or k == 11:
+        b = wp.curlnoise(wp.rand_init(look.seed + 15), p * 520.0)
+        lip = wp.smoothstep(0.3, 0.8, m[1])
+        return wp.normalize(n + b * (0.018 + 0.03 * look.age + 0.02 * lip))
+    return n
+
+
+@wp.func
+def light(n: wp.vec3, v: wp.vec3, l: wp.vec3, albedo: wp.vec3, wrap: wp.vec3, gloss: float, power: float):
+    """Wrapped diffuse (skin lets red light bleed past the terminator) and a Blinn highlight with Fresnel."""
+    x = wp.dot(n, l)
+    d = wp.vec3(
+        wp.max((x + wrap[0]) / (1.0 + wrap[0]), 0.0),
+        wp.max((x + wrap[1]) / (1.0 + wrap[1]), 0.0),
+        wp.max((x + wrap[2]) / (1.0 + wrap[2]), 0.0),
+    )
+    h = wp.normalize(l + v)
+    fresnel = 0.035 + 0.965 * wp.pow(1.0 - wp.max(wp.dot(h, v), 0.0), 5.0)
+    spec = gloss * fresnel * (power + 8.0) * 0.04 * wp.pow(wp.max(wp.dot(n, h), 0.0), power) * wp.smoothstep(-0.05, 0.2, x)
+    return wp.cw_mul(albedo, d) + wp.vec3(spec, spec, spec)
+
+
+@wp.func
+def strand_light(t: wp.vec3, n: wp.vec3, v: wp.vec3, l: wp.vec3, albedo: wp.vec3, shift: float):
+    """Kajiya-Kay hair: diffuse by the sine to the strand, a white and a coloured highlight along it."""
+    x = wp.dot(t, l)
+    d = wp.sqrt(wp.max(1.0 - x * x, 0.0)) * wp.clamp(wp.dot(n, l) * 0.75 + 0.30, 0.0, 1.0)
+    h = wp.normalize(l + v)
+    a = wp.dot(wp.normalize(t + n * (0.08 + shift)), h)
+    b = wp.dot(wp.normalize(t - n * (0.12 - shift)), h)
+    front = wp.smoothstep(-0.1, 0.35, wp.dot(n, l))
+    s1 = 0.055 * wp.pow(wp.max(1.0 - a * a, 0.0), 55.0) * front
+    s2 = 0.9 * wp.pow(wp.max(1.0 - b * b, 0.0), 14.0) * front
+    return albedo * (d + s2) + wp.vec3(s1, s1, s1)
+
+
+@wp.func
+def hair_colour(p: wp.vec3, n: wp.vec3, v: wp.vec3, m: wp.vec4, key: wp.vec3, shade_key: float, s: Surface, look: Look):
+    d = wp.normalize(p - wp.vec3(0.0, -0.045, 0.9))
+    t = wp.normalize(look.pole - d * wp.dot(d, look.pole))
+    if look.parallels == 1:
+        t = wp.normalize(wp.cross(look.pole, d))
+    t = wp.normalize(mix3(wp.vec3(0.0, 0.0, 1.0), t, wp.smoothstep(0.80, 0.93, p[2])))
+    fine = strand_noise(p, look, 120.0)
+    lock = strand_noise(p, look, 26.0)
+    t = wp.normalize(s.head * t + n * (0.10 * fine))
+    albedo = mix3(look.hair, look.tips, 0.45 + 0.5 * fine + 0.35 * lock)
+    albedo = albedo * (0.42 + 0.58 * m[1] + 0.25 * lock) * (0.70 + 0.30 * m[0])
+    c = strand_light(t, n, v, key, albedo, 0.10 * lock) * (2.5 * shade_key)
+    c = c + strand_light(t, n, v, wp.normalize(wp.vec3(0.75, -0.6, 0.25)), albedo, 0.10 * lock) * 0.6
+    c = c + strand_light(t, n, v, wp.normalize(wp.vec3(0.55, 0.7, 0.55)), albedo, 0.10 * lock) * 1.5
+    return c + albedo * (0.35 + 0.25 * n[2])
+
+
+@wp.func
+def colour_at(hit: wp.vec4, o: wp.vec3, d: wp.vec3, jitter: wp.vec3, s: Surface, look: Look):
+    f = int(hit[1])
+    k = s.kind[f]
+    t = s.tri[f]
+    p = corner3(s.canon, t, hit[2], hit[3])
+    m = corner4(s.mask, t, hit[2], hit[3])
+    n = wp.normalize(corner3(s.normals, t, hit[2], hit[3]))
+    v = -d
+    if wp.dot(n, v) < 0.0 and (k == 6 or k == 8 or k == 9):
+        n = n - v * (1.02 * wp.dot(n, v))  # rounded rims of thin sheets
+        n = wp.normalize(n)
+    x = o + d * hit[0]
+    if k == 0 and m[2] > 0.010 and neck_cover(p, look) > 0.010 and p[2] < 0.775:
+        k = 6  # skin that pokes through the shirt wears its colour
+    key = wp.normalize(wp.vec3(-0.68, -0.80, 0.78) + jitter)
+    lit = 1.0
+    lift = 0.0025
+    if k == 8 or k == 9:
+        lift = 0.012
+    if wp.dot(n, key) > -0.1:
+        block = cast(s.solid, 0, s, look, x + n * lift + key * 0.002, key, 0.7)
+        if block[0] >= 0.0:
+            lit = 0.0
+    if k == 8 or k == 9:
+        return hair_colour(p, n, v, m, key, 0.25 + 0.75 * lit, s, look)
+    b = fold_normal(n, k, p, m, s, look)
+    albedo = wp.vec3(0.02, 0.015, 0.015)
+    wrap = wp.vec3(0.12, 0.12, 0.12)
+    gloss = 0.35
+    power = 8.0
+    ao = m[0]
+    if k == 0 or k == 11:
+        albedo = skin_paint(p, m, look)
+        wrap = wp.vec3(0.38, 0.20, 0.14)
+        lip = wp.smoothstep(0.3, 0.8, m[1])
+        shine = blob(wp.vec3(wp.abs(p[0]), p[1], p[2]), wp.vec3(0.0, -0.165, 0.885), 0.03) + blob(
+            p, wp.vec3(0.0, -0.15, 0.955), 0.035
+        )
+        gloss = 0.75 + 0.35 * shine + 0.7 * lip
+        power = 16.0 + 26.0 * lip + 8.0 * shine
+        if k == 11:
+            albedo = mix3(albedo, wp.vec3(0.75, 0.50, 0.45), 0.4)
+            gloss = 2.0
+            power = 50.0
+    if k == 1:
+        albedo = eye_paint(p, look)
+        gloss = 6.0
+        power = 420.0
+        ao = 0.35 + 0.65 * ao
+    if k == 2:
+        albedo = wp.vec3(0.20, 0.035, 0.03)
+        ao = 0.10 * wp.smoothstep(-0.10, -0.15, p[1]) + 0.25 * ao
+        gloss = 0.6
+    if k == 3:
+        albedo = wp.vec3(0.42, 0.12, 0.11) * (1.0 + 0.15 * grain(p, 600.0, 3))
+        ao = (0.15 + 0.55 * wp.smoothstep(-0.10, -0.145, p[1])) * (0.2 + 0.8 * s.gape)
+        gloss = 1.2
+        power = 30.0
+    if k == 4:
+        gap = wp.abs(wp.sin(wp.atan2(p[0], -(p[1] + 0.105)) * 10.5))
+        albedo = wp.vec3(0.72, 0.68, 0.58) * (0.55 + 0.45 * wp.smoothstep(0.0, 0.22, gap))
+        ao = (0.10 + 0.70 * wp.smoothstep(-0.115, -0.148, p[1])) * (0.06 + 0.94 * s.gape)
+        gloss = 2.0
+        power = 60.0
+    if k == 5:
+        albedo = look.brow * 0.25
+        gloss = 0.0
+    if k == 6 or k == 7:
+        albedo = cloth_paint(k, p, m, look)
+        gloss = 0.30
+        wrap = wp.vec3(0.18, 0.18, 0.18)
+    if k == 10:
+        albedo = look.shoe
+        gloss = 1.2
+        power = 40.0
+    if k >= 2 and k <= 4:
+        lit = lit * wp.min(1.0, 0.35 + ao)
+    c = light(b, v, key, albedo, wrap, gloss, power) * (1.55 * (0.08 + 0.92 * lit) * (0.55 + 0.45 * ao))
+    c = c + light(b, v, wp.normalize(wp.vec3(0.80, -0.62, 0.20)), albedo, wrap, gloss * 0.7, power) * (0.36 * ao)
+    c = c + light(b, v, wp.normalize(wp.vec3(0.72, 0.62, 0.42)), albedo, wrap * 0.3, gloss, power) * (1.25 * ao)
+    c = c + light(b, v, wp.normalize(wp.vec3(-0.85, 0.55, 0.25)), albedo, wrap * 0.3, gloss, power) * (0.45 * ao)
+    sky = mix3(wp.vec3(0.40, 0.36, 0.34), wp.vec3(0.56, 0.59, 0.64), 0.5 + 0.5 * b[2])
+    occlusion = wp.vec3(ao, ao, ao)
+    if k == 0:
+        occlusion = wp.vec3(wp.pow(ao, 0.75), ao, wp.pow(ao, 1.1))
+    return c + wp.cw_mul(wp.cw_mul(albedo, sky), occlusion) * 0.60
+
+
+@wp.func
+def tone(c: float):
+    """Soft shoulder, then the sRGB curve."""
+    x = wp.max(c, 0.0)
+    x = x * (1.0 + 0.10 * x) / (1.0 + 0.42 * x)
+    if x < 0.0031308:
+        return 12.92 * x
+    return 1.055 * wp.pow(wp.min(x, 1.0), 0.4166667) - 0.055
+
+
+@wp.kernel
+def shade(
+    s: Surface, look: Look, cam: wp.vec3, axes: wp.mat33, f: wp.vec2, c: wp.vec2, box: wp.vec4i, samples: int, soft: float,
+    backdrop: wp.array2d(dtype=wp.vec3), rgb: wp.array2d(dtype=wp.vec3), alpha: wp.array2d(dtype=float),
+):  # fmt: skip
+    """One thread a pixel of the box (x0, y0, x1, y1): samples x samples rays, display colour in [0, 1] and coverage."""
+    i, j = wp.tid()
+    y = i + box[1]
+    x = j + box[0]
+    total = wp.vec3(0.0, 0.0, 0.0)
+    cover = 0.0
+    back = backdrop[y, x]
+    for a in range(samples):
+        for b in range(samples):
+            px = float(x) + (float(b) + 0.5) / float(samples)
+            py = float(y) + (float(a) + 0.5) / float(samples)
+            d = wp.normalize(axes * wp.vec3((px - c[0]) / f[0], (py - c[1]) / f[1], 1.0))
+            hit = cast(s.solid, 0, s, look, cam, d, 100.0)
+            far = 100.0
+            if hit[0] >= 0.0:
+                far = hit[0]
+            if s.first_shell < s.kind.shape[0]:
+                strand = cast(s.shells, s.first_shell, s, look, cam, d, far)
+                if strand[0] >= 0.0:
+                    hit = strand
+            if hit[0] >= 0.0:
+                turn = 2.39996 * float(a * samples + b)  # sunflower points on a round lamp
+                r = soft * wp.sqrt((float(a * samples + b) + 0.5) / float(samples * samples))
+                if samples == 1:
+                    r = 0.0
+                lamp = wp.vec3(r * wp.cos(turn), 0.0, r * wp.sin(turn))
+                e = colour_at(hit, cam, d, lamp, s, look)
+                total = total + wp.vec3(tone(e[0]), tone(e[1]), tone(e[2]))
+                cover = cover + 1.0
+            else:
+                total = total + back
+    n = float(samples * samples)
+    rgb[y, x] = total / n
+    alpha[y, x] = cover / n
+
+
+@wp.kernel
+def occlusion(
+    mesh: wp.uint64,
+    verts: wp.array(dtype=wp.vec3),
+    normals: wp.array(dtype=wp.vec3),
+    rays: wp.array(dtype=wp.vec3),
+    out: wp.array(dtype=float),
+):
+    """Share of short rays (20 cm, cosine-weighted) that leave a vertex freely; near blockers count more."""
+    i = wp.tid()
+    n = normals[i]
+    open_ = 0.0
+    for k in range(rays.shape[0]):
+        d = wp.normalize(n + rays[k] * 0.97)
+        q = wp.mesh_query_ray(mesh, verts[i] + n * 0.0012, d, 0.2)
+        if q.result:
+            open_ = open_ + 0.8 * wp.smoothstep(0.0, 0.2, q.t)
+        else:
+            open_ = open_ + 1.0
+    out[i] = open_ / float(rays.shape[0])
+
+
+@wp.kernel
+def first_hit(s: Surface, look: Look, cam: wp.vec3, targets: wp.array(dtype=wp.vec3), out: wp.array(dtype=float)):
+    """Distance from the camera to the first matter towards each target, -1 if there is none."""
+    i = wp.tid()
+    d = wp.normalize(targets[i] - cam)
+    hit = cast(s.solid, 0, s, look, cam, d, 100.0)
+    far = 100.0
+    if hit[0] >= 0.0:
+        far = hit[0]
+    if s.first_shell < s.kind.shape[0]:
+        strand = cast(s.shells, s.first_shell, s, look, cam, d, far)
+        if strand[0] >= 0.0:
+            hit = strand
+    out[i] = hit[0]
+
+
+@wp.kernel
+def inward(
+    mesh: wp.uint64, axis: wp.array(dtype=wp.vec3), out_dir: wp.array(dtype=wp.vec3), reach: float, out: wp.array(dtype=float)
+):
+    """Outermost distance of a mesh from points on an axis, along outward directions; 0 where there is nothing."""
+    i = wp.tid()
+    q = wp.mesh_query_ray(mesh, axis[i] + out_dir[i] * reach, -out_dir[i], reach)
+    out[i] = 0.0
+    if q.result:
+        out[i] = reach - q.t
+
+
+@wp.kernel
+def dressed(
+    s: Surface,
+    look: Look,
+    points: wp.array(dtype=wp.vec3),
+    normals: wp.array(dtype=wp.vec3),
+    reach: float,
+    out: wp.array(dtype=float),
+):
+    """How far above each skin point its clothes or hair lie, in metres; 0 where it is bare."""
+    i = wp.tid()
+    o = points[i] + normals[i] * reach
+    d = -normals[i]
+    hit = cast(s.solid, 0, s, look, o, d, reach)
+    far = reach
+    if hit[0] >= 0.0:
+        far = hit[0]
+    if s.first_shell < s.kind.shape[0]:
+        strand = cast(s.shells, s.first_shell, s, look, o, d, far)
+        if strand[0] >= 0.0:
+            hit = strand
+    out[i] = 0.0
+    if hit[0] >= 0.0:
+        k = s.kind[int(hit[1])]
+        if k >= 6 and k <= 10:
+            out[i] = reach - hit[0]
