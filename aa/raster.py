@@ -1,22 +1,22 @@
 """Differentiable Gaussian rasteriser with the semantics of gsplat 1.5.3 `rasterization` (classic EWA splatting).
 
 `rasterize` picks the back-end by the device of `means`: numba kernels with analytic gradients on the CPU
-(`raster_numba.py`), gsplat on CUDA where it is usable, else the readable PyTorch version below, which is also the
+(`raster_cpu.py`), gsplat on CUDA where it is usable, else the readable PyTorch version below, which is also the
 reference of the tests. Splatting: Zwicker et al. 2002; compositing: Kerbl et al. 2023, eq. 2-3.
 """
 
 import sys
 from functools import lru_cache
 
-import numpy as np
 import torch
 from torch.utils.checkpoint import checkpoint
 
-from aa import raster_numba as kernels
 from aa.errors import InputError
+from aa.raster_cpu import CompileNotice, Composite, Project
+from aa.raster_numba import ALPHA_MAX, T_STOP
+from aa.raster_project import ALPHA_MIN, BORDER, EXTENT
 
 MODES = ("RGB", "D", "ED", "RGB+D", "RGB+ED")
-CHUNK = 2048  # Gaussians per task of the projection; fixed, so that sums over Gaussians keep their order
 
 
 def rasterize(
@@ -46,7 +46,7 @@ def rasterize(
     settings = (int(width), int(height), near_plane, far_plane, eps2d, render_mode, backgrounds)
     if means.device.type == "cpu":
         _warm_up(means.dtype)
-        return _render(_Project.apply, _Composite.apply, *arguments, *settings)
+        return _render(Project.apply, Composite.apply, *arguments, *settings)
     if means.device.type == "cuda" and means.dtype == torch.float32:
         gsplat_rasterization = _gsplat()
         if gsplat_rasterization is not None:
@@ -123,7 +123,7 @@ def _render(
 
 
 def project_torch(means, quats, scales, opacities, viewmats, Ks, frame):
-    """EWA projection. Returns means2d (C, N, 2), depths (C, N), conics (C, N, 3), radii (C, N, 2) int32."""
+    """EWA  Returns means2d (C, N, 2), depths (C, N), conics (C, N, 3), radii (C, N, 2) int32."""
     width, height, near, far, eps2d = frame
     w, x, y, z = torch.nn.functional.normalize(quats, dim=-1).unbind(-1)
     R = torch.stack([1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y),
@@ -138,17 +138,18 @@ def project_torch(means, quats, scales, opacities, viewmats, Ks, frame):
     size = means.new_tensor([width, height])
     slopes = points[..., :2] / depths[..., None]
     means2d = focal * slopes + centre
-    slopes = slopes.clamp(-centre / focal - 0.15 * size / focal, (size - centre) / focal + 0.15 * size / focal)
+    border = BORDER * size / focal
+    slopes = slopes.clamp(-centre / focal - border, (size - centre) / focal + border)
     # rows of the Jacobian: (f / z) (1, 0, -x/z) and (f / z) (0, 1, -y/z)
     U = (focal / depths[..., None])[..., None] * (M[..., :2, :] - slopes[..., None] * M[..., 2:, :])  # (C, N, 2, 3)
     cov = U @ U.mT + eps2d * torch.eye(2, dtype=U.dtype, device=U.device)
     xx, xy, yy = cov[..., 0, 0], cov[..., 0, 1], cov[..., 1, 1]
     det = xx * yy - xy * xy
     conics = torch.stack([yy, -xy, xx], -1) / det[..., None]
-    extent = (2 * (opacities * 255).clamp(min=1).log()).sqrt().clamp(max=kernels.EXTENT)
+    extent = (2 * (opacities * 255).clamp(min=1).log()).sqrt().clamp(max=EXTENT)
     radii = (extent[..., None] * torch.stack([xx, yy], -1).sqrt()).ceil().detach()
     inside = ((means2d + radii > 0) & (means2d - radii < size)).all(-1)
-    visible = in_range & inside & (det > 0) & (opacities >= kernels.ALPHA_MIN)
+    visible = in_range & inside & (det > 0) & (opacities >= ALPHA_MIN)
     radii = torch.where(visible[..., None], radii, 0).int()
     visible_ = visible[..., None].to(means2d.dtype)
     return means2d * visible_, depths * visible, conics * visible_, radii
@@ -183,10 +184,10 @@ def _block_torch(splats, x, y, shape):
     ys, xs = (torch.arange(s, dtype=splats.dtype, device=splats.device) + 0.5 for s in shape)
     dx, dy = (xs + x)[None, None] - splats[:, 0, None, None], (ys + y)[None, :, None] - splats[:, 1, None, None]
     a, b, c, opacity = splats[:, 2:6, None, None].unbind(1)
-    alpha = (opacity * torch.exp(-0.5 * (a * dx * dx + c * dy * dy) - b * dx * dy)).clamp(max=kernels.ALPHA_MAX)
-    alpha = torch.where(alpha >= kernels.ALPHA_MIN, alpha, 0)  # (n, h, w)
+    alpha = (opacity * torch.exp(-0.5 * (a * dx * dx + c * dy * dy) - b * dx * dy)).clamp(max=ALPHA_MAX)
+    alpha = torch.where(alpha >= ALPHA_MIN, alpha, 0)  # (n, h, w)
     after = torch.cumprod(1 - alpha, 0)  # transmittance behind each Gaussian
-    alpha = torch.where(after > kernels.T_STOP, alpha, 0)  # a pixel stops before it becomes opaque
+    alpha = torch.where(after > T_STOP, alpha, 0)  # a pixel stops before it becomes opaque
     after = torch.cumprod(1 - alpha, 0)
     before = torch.cat([torch.ones_like(alpha[:1]), after[:-1]]) if len(splats) else alpha
     rest = after[-1:] if len(splats) else splats.new_ones(1, *shape)
@@ -196,127 +197,14 @@ def _block_torch(splats, x, y, shape):
 # ------------------------------------------------------------------------------------------------------ CPU kernels
 
 
-def _array(tensor):
-    """Contiguous numpy view of a CPU tensor (a copy only if it was not contiguous)."""
-    return tensor.detach().contiguous().numpy()
-
-
-class _Project(torch.autograd.Function):
-    """`project_torch` by numba kernels."""
-
-    @staticmethod
-    def forward(ctx, means, quats, scales, opacities, viewmats, Ks, frame):
-        C, N = len(viewmats), means.shape[1]
-        arrays = [_array(x) for x in (means, quats, scales, opacities, viewmats, Ks)]
-        out = [means.new_zeros(C, N, 2), means.new_zeros(C, N), means.new_zeros(C, N, 3)]
-        radii = torch.zeros(C, N, 2, dtype=torch.int32)
-        results = [x.numpy() for x in (*out, radii)]
-        frame = np.array(frame, np.float64)
-        kernels.run_parallel(
-            lambda k: kernels.project(k * CHUNK, min(k * CHUNK + CHUNK, N), *arrays, frame, *results),
-            -(-N // CHUNK), torch.get_num_threads(),
-        )  # fmt: skip
-        ctx.save_for_backward(means, quats, scales, viewmats, Ks, out[2], radii)
-        ctx.frame = frame
-        ctx.mark_non_differentiable(radii)
-        return (*out, radii)
-
-    @staticmethod
-    def backward(ctx, v_means2d, v_depths, v_conics, _):
-        means, quats, scales, viewmats, Ks, conics, radii = ctx.saved_tensors
-        N, chunks = means.shape[1], -(-means.shape[1] // CHUNK)
-        inputs = [_array(x) for x in (means, quats, scales, viewmats, Ks)]
-        saved = [_array(x) for x in (conics, radii, v_means2d, v_depths, v_conics)]
-        grads = [torch.zeros(x.shape, dtype=x.dtype) for x in (means, quats, scales)]
-        v_views = torch.zeros(chunks, *viewmats.shape, dtype=torch.float64)
-        outputs, views = [g.numpy() for g in grads], v_views.numpy()
-
-        def task(k):
-            n0, n1 = k * CHUNK, min(k * CHUNK + CHUNK, N)
-            kernels.project_grad(n0, n1, *inputs, ctx.frame, *saved, *outputs, views[k])
-
-        kernels.run_parallel(task, chunks, torch.get_num_threads())
-        return (*grads, None, v_views.sum(0).to(viewmats.dtype), None, None)
-
-
-class _Composite(torch.autograd.Function):
-    """`composite_torch` by numba kernels."""
-
-    @staticmethod
-    def forward(ctx, means2d, conics, opacities, colors, backgrounds, depths, radii, width, height):
-        (C, N), D, threads = depths.shape, colors.shape[2], torch.get_num_threads()
-        size, floats = (width, height), depths.detach().contiguous().numpy().dtype
-        keys = _array(depths).view(np.uint32 if floats.itemsize == 4 else np.uint64)  # bits of floats >= 0 sort as ints
-        arrays = [_array(x) for x in (means2d, conics, radii, opacities, colors)]
-        padded = -(-D // 4) * 4  # the kernels take four channels at a time
-        packed, order = np.empty((C, N, 8 + padded), floats), np.empty((C, N), np.int64)
-        lines, slots, row_lists = np.empty((C, N, 2), np.int64), np.zeros((C, N + 1), np.int64), [None] * C
-
-        def pack(c):
-            row_lists[c] = kernels.pack(c, size, keys, *arrays, packed, order, lines, slots)
-
-        kernels.run_parallel(pack, C, threads)
-        counts = [count for count, _, _ in row_lists]
-        bases = np.cumsum([0, *(len(items) for _, _, items in row_lists)])
-        row_starts = np.concatenate([starts[:-1] + base for (_, starts, _), base in zip(row_lists, bases)] + [bases[-1:]])
-        row_items = np.concatenate([items for _, _, items in row_lists])
-        image, alpha = colors.new_empty(C, height, width, D), colors.new_empty(C, height, width)
-        results = image.numpy(), alpha.numpy()
-        rows = C * -(-height // kernels.TILE_H)
-        tasks = min(rows, 8 * threads) if threads > 1 else 1
-        bounds = [rows * k // tasks for k in range(tasks + 1)]
-        bins, background = [None] * tasks, _array(backgrounds)
-
-        def render(k):
-            bins[k] = kernels.bin_rows(bounds[k], bounds[k + 1], size, packed, lines, row_starts, row_items)
-            kernels.composite(bounds[k], bounds[k + 1], size, packed, *bins[k], background, *results)
-
-        kernels.run_parallel(render, tasks, threads)
-        ctx.save_for_backward(conics, opacities, colors, backgrounds, image, alpha)
-        ctx.bins = size, packed, order, lines, slots, counts, bases, bounds, bins
-        return image, alpha
-
-    @staticmethod
-    def backward(ctx, v_image, v_alpha):
-        conics, opacities, colors, backgrounds, image, alpha = ctx.saved_tensors
-        size, packed, order, lines, slots, counts, bases, bounds, bins = ctx.bins
-        (C, N), D, threads = order.shape, image.shape[3], torch.get_num_threads()
-        sums = np.zeros(bases[-1] * 8 * (1 + -(-D // 8)), packed.dtype)
-        inputs = [_array(x) for x in (image, alpha, v_image, v_alpha)]
-
-        def render(k):
-            first, last = bounds[k], bounds[k + 1]
-            kernels.composite_grad(first, last, size, packed, *bins[k], lines, slots, bases, *inputs, sums)
-
-        kernels.run_parallel(render, len(bins), threads)
-        grads = [conics.new_zeros(C, N, d) for d in (2, 3)] + [conics.new_zeros(C, N), conics.new_zeros(C, N, D)]
-        saved, outputs = [_array(conics), _array(opacities)], [g.numpy() for g in grads]
-
-        parts = [(c, i, min(i + CHUNK, counts[c])) for c in range(C) for i in range(0, counts[c], CHUNK)]
-
-        def collect(k):
-            c, i0, i1 = parts[k]
-            kernels.gather(c, i0, i1, order, slots, bases[c], sums, *saved, *outputs)
-
-        kernels.run_parallel(collect, len(parts), threads)
-        v_means2d, v_conics, v_opacities, v_colors = grads
-        v_opacities = v_opacities.sum(0, keepdim=True) if len(opacities) < C else v_opacities
-        v_colors = v_colors.sum(0, keepdim=True) if len(colors) < C else v_colors
-        v_backgrounds = None
-        if ctx.needs_input_grad[4]:
-            v_backgrounds = torch.einsum("chw,chwd->cd", 1 - alpha, v_image)
-            v_backgrounds = v_backgrounds.sum(0, keepdim=True) if len(backgrounds) < C else v_backgrounds
-        return v_means2d, v_conics, v_opacities, v_colors, v_backgrounds, None, None, None, None
-
-
 @lru_cache(maxsize=2)
 def _warm_up(dtype):
     """Compile all kernels (or load them from the cache) on a tiny picture, with a notice to the user if it takes long."""
-    with kernels.CompileNotice(), torch.enable_grad():
+    with CompileNotice(), torch.enable_grad():
         means = torch.tensor([[[0.0, 0.0, 1.0]]], dtype=dtype, requires_grad=True)
         ones, eye = torch.ones(1, 1, 4, dtype=dtype), torch.eye(4, dtype=dtype)[None]
         images, _, _ = _render(
-            _Project.apply, _Composite.apply, means, ones, ones[..., :3], ones[..., 0], ones[..., :3], eye,
+            Project.apply, Composite.apply, means, ones, ones[..., :3], ones[..., 0], ones[..., :3], eye,
             eye[:, :3, :3], 8, 8, 0.01, 1e10, 0.3, "RGB", None,
         )  # fmt: skip
         images.sum().backward()

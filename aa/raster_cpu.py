@@ -1,0 +1,168 @@
+"""The CPU back-end of the rasteriser as PyTorch functions: numba kernels called from a thread pool.
+
+Threads of our own rather than numba's: they may be used from several Python threads at once, survive a fork, and do
+not spin while waiting. Their number is `torch.get_num_threads()`; results do not depend on it.
+"""
+
+import os
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
+
+import numpy as np
+import torch
+
+from aa import raster_numba as kernels
+from aa import raster_project as projection
+
+CHUNK = 2048  # Gaussians per task of the projection; fixed, so that sums over Gaussians keep their order
+
+
+@lru_cache(maxsize=4)
+def _pool(process, threads):
+    """Thread pool of this process: a forked child has another process id and starts its own."""
+    return ThreadPoolExecutor(threads, thread_name_prefix="aa-raster")
+
+
+def run_parallel(task, count, threads):
+    """Call task(0) ... task(count - 1) on `threads` threads, this one included, each taking the next one left."""
+    left = iter(range(count))
+
+    def work():
+        for k in left:
+            task(k)
+
+    helpers = min(threads, count) - 1
+    futures = [_pool(os.getpid(), threads).submit(work) for _ in range(helpers)] if helpers > 0 else []
+    work()
+    for future in futures:
+        future.result()
+
+
+class CompileNotice:
+    """Context that tells the user, once it has taken a second, that numba is compiling; silent with a warm cache."""
+
+    def __enter__(self):
+        text = "aa: compiling the CPU renderer once, about 20 s\n"
+        self.timer = threading.Timer(1.0, sys.stderr.write, (text,))
+        self.timer.daemon = True
+        self.timer.start()
+
+    def __exit__(self, *exception):
+        self.timer.cancel()
+
+
+def _array(tensor):
+    """Contiguous numpy view of a CPU tensor (a copy only if it was not contiguous)."""
+    return tensor.detach().contiguous().numpy()
+
+
+class Project(torch.autograd.Function):
+    """`project_torch` by numba kernels."""
+
+    @staticmethod
+    def forward(ctx, means, quats, scales, opacities, viewmats, Ks, frame):
+        C, N = len(viewmats), means.shape[1]
+        arrays = [_array(x) for x in (means, quats, scales, opacities, viewmats, Ks)]
+        out = [means.new_zeros(C, N, 2), means.new_zeros(C, N), means.new_zeros(C, N, 3)]
+        radii = torch.zeros(C, N, 2, dtype=torch.int32)
+        results = [x.numpy() for x in (*out, radii)]
+        frame = np.array(frame, np.float64)
+        run_parallel(
+            lambda k: projection.project(k * CHUNK, min(k * CHUNK + CHUNK, N), *arrays, frame, *results),
+            -(-N // CHUNK), torch.get_num_threads(),
+        )  # fmt: skip
+        ctx.save_for_backward(means, quats, scales, viewmats, Ks, out[2], radii)
+        ctx.frame = frame
+        ctx.mark_non_differentiable(radii)
+        return (*out, radii)
+
+    @staticmethod
+    def backward(ctx, v_means2d, v_depths, v_conics, _):
+        means, quats, scales, viewmats, Ks, conics, radii = ctx.saved_tensors
+        N, chunks = means.shape[1], -(-means.shape[1] // CHUNK)
+        inputs = [_array(x) for x in (means, quats, scales, viewmats, Ks)]
+        saved = [_array(x) for x in (conics, radii, v_means2d, v_depths, v_conics)]
+        grads = [torch.zeros(x.shape, dtype=x.dtype) for x in (means, quats, scales)]
+        v_views = torch.zeros(chunks, *viewmats.shape, dtype=torch.float64)
+        outputs, views = [g.numpy() for g in grads], v_views.numpy()
+
+        def task(k):
+            n0, n1 = k * CHUNK, min(k * CHUNK + CHUNK, N)
+            projection.project_grad(n0, n1, *inputs, ctx.frame, *saved, *outputs, views[k])
+
+        run_parallel(task, chunks, torch.get_num_threads())
+        return (*grads, None, v_views.sum(0).to(viewmats.dtype), None, None)
+
+
+class Composite(torch.autograd.Function):
+    """`composite_torch` by numba kernels."""
+
+    @staticmethod
+    def forward(ctx, means2d, conics, opacities, colors, backgrounds, depths, radii, width, height):
+        (C, N), D, threads = depths.shape, colors.shape[2], torch.get_num_threads()
+        size, floats = (width, height), depths.detach().contiguous().numpy().dtype
+        keys = _array(depths).view(np.uint32 if floats.itemsize == 4 else np.uint64)  # bits of floats >= 0 sort as ints
+        arrays = [_array(x) for x in (means2d, conics, radii, opacities, colors)]
+        padded = -(-D // 4) * 4  # the kernels take four channels at a time
+        packed, order = np.empty((C, N, 8 + padded), floats), np.empty((C, N), np.int64)
+        lines, slots, row_lists = np.empty((C, N, 2), np.int64), np.zeros((C, N + 1), np.int64), [None] * C
+
+        def pack(c):
+            row_lists[c] = kernels.pack(c, size, keys, *arrays, packed, order, lines, slots)
+
+        run_parallel(pack, C, threads)
+        counts = [part[0] for part in row_lists]
+        bases = np.cumsum([0, *(len(part[2]) for part in row_lists)])
+        row_starts = np.concatenate([part[1][:-1] + base for part, base in zip(row_lists, bases)] + [bases[-1:]])
+        row_items = np.concatenate([part[2] for part in row_lists])
+        image, alpha = colors.new_empty(C, height, width, D), colors.new_empty(C, height, width)
+        results = image.numpy(), alpha.numpy()
+        rows = C * -(-height // kernels.TILE_H)
+        tasks = min(rows, 8 * threads) if threads > 1 else 1
+        bounds = [rows * k // tasks for k in range(tasks + 1)]
+        bins, background = [None] * tasks, _array(backgrounds)
+
+        def render(k):
+            bins[k] = kernels.bin_rows(bounds[k], bounds[k + 1], size, packed, lines, row_starts, row_items)
+            kernels.composite(bounds[k], bounds[k + 1], size, *bins[k], background, *results)
+
+        run_parallel(render, tasks, threads)
+        ctx.save_for_backward(conics, opacities, colors, backgrounds, image, alpha)
+        ctx.bins = size, order, slots, counts, bases, [part[3] for part in row_lists], row_starts, bounds, bins
+        return image, alpha
+
+    @staticmethod
+    def backward(ctx, v_image, v_alpha):
+        conics, opacities, colors, backgrounds, image, alpha = ctx.saved_tensors
+        size, order, slots, counts, bases, places, row_starts, bounds, bins = ctx.bins
+        (C, N), D, threads = order.shape, image.shape[3], torch.get_num_threads()
+        lanes = 8 + 8 * -(-D // 8)
+        sums = np.zeros(bases[-1] * lanes, _array(image).dtype)
+        inputs = [_array(x) for x in (image, alpha, v_image, v_alpha)]
+
+        def render(k):
+            first, last = bounds[k], bounds[k + 1]
+            part = sums[row_starts[first] * lanes : row_starts[last] * lanes]
+            kernels.composite_grad(first, last, size, *bins[k], *inputs, part)
+
+        run_parallel(render, len(bins), threads)
+        grads = [conics.new_zeros(C, N, d) for d in (2, 3)] + [conics.new_zeros(C, N), conics.new_zeros(C, N, D)]
+        saved, outputs = [_array(conics), _array(opacities)], [g.numpy() for g in grads]
+
+        parts = [(c, i, min(i + CHUNK, counts[c])) for c in range(C) for i in range(0, counts[c], CHUNK)]
+
+        def collect(k):
+            c, i0, i1 = parts[k]
+            kernels.gather(c, i0, i1, order, slots, places[c], sums[bases[c] * lanes :], *saved, *outputs)
+
+        run_parallel(collect, len(parts), threads)
+        v_means2d, v_conics, v_opacities, v_colors = grads
+        v_opacities = v_opacities.sum(0, keepdim=True) if len(opacities) < C else v_opacities
+        v_colors = v_colors.sum(0, keepdim=True) if len(colors) < C else v_colors
+        v_backgrounds = None
+        if ctx.needs_input_grad[4]:
+            v_backgrounds = torch.einsum("chw,chwd->cd", 1 - alpha, v_image)
+            v_backgrounds = v_backgrounds.sum(0, keepdim=True) if len(backgrounds) < C else v_backgrounds
+        return v_means2d, v_conics, v_opacities, v_colors, v_backgrounds, None, None, None, None
