@@ -1,4 +1,4 @@
-"""Makes assets/landmarks.json: where MediaPipe's 478 face landmarks lie on the body. Needs warp-lang; about a minute; run from anywhere.
+"""Makes assets/landmarks.json: where MediaPipe's 478 face landmarks lie on the body. Needs warp-lang; two minutes.
 
 Random people are painted (skin, lips, brows, irises, hair), MediaPipe finds their landmarks, each landmark is cast back to the
 surface, and over all pictures the hit nearest to the others is kept. `--check` measures the error on people not used for it.
@@ -18,11 +18,14 @@ import warp as wp
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from aa.body import REGIONS, load_body, load_people
-from aa.detect import LEFT_IRIS, RIGHT_IRIS, _Models, _quiet, find_faces
+from aa.detect import LEFT_IRIS, RIGHT_IRIS, _Models, _quiet, detect, find_faces
+from aa.landmarks import BOUNDARY, load_landmarks, posed_joints
 
 OUT = Path(__file__).resolve().parent / "landmarks.json"
 SIZE, DISTANCE, SPAN = 768, 1.4, 0.36  # px, m from the head, m across the picture at the head
-PEOPLE, VIEWS = 10, (0.0, -18.0, 18.0)  # identities, degrees of head turn
+PEOPLE, VIEWS = 10, (0.0, 0.0, -20.0, 20.0)  # identities, degrees of head turn
+WORST = 7.0  # mm; a landmark that scatters more is called unreliable
+FACING = 0.3  # least cosine between the surface and the camera: nearer to the outline a landmark slides
 SKIN = ("face", "lips", "eyelid", "scalp", "ear", "neck")  # what a landmark other than an iris may lie on
 UPPER_LIP = (61, 185, 40, 39, 37, 0, 267, 269, 270, 409, 291, 78, 191, 80, 81, 82, 13, 312, 311, 310, 415, 308)
 UPPER_LIP += (76, 184, 74, 73, 72, 11, 302, 303, 304, 408, 306, 62, 183, 42, 41, 38, 12, 268, 271, 272, 407, 292)
@@ -43,14 +46,13 @@ def cast(mesh: wp.uint64, origin: wp.vec3, rays: wp.array(dtype=wp.vec3), face: 
 class Scene:
     """One posed body before a camera that looks along +y."""
 
-    def __init__(self, body, betas, actions, turn, nod=0.0):
-        rotvecs = torch.zeros(len(body.parents), 3)
-        rotvecs[body.joint("head")] = torch.tensor([np.radians(nod), 0.0, np.radians(turn)])
+    def __init__(self, body, betas, actions, rotvecs, centre=None, distance=DISTANCE, span=SPAN):
         vertices = body.pose(betas, rotvecs, actions)[0]
-        head = vertices[body.region_vertices("face")].mean(0)
+        centre = vertices[body.region_vertices("face")].mean(0).numpy() if centre is None else np.float32(centre)
         self.body, self.v = body, vertices.numpy()
-        self.origin = head.numpy() + np.float32([0, -DISTANCE, 0])
-        self.focal = SIZE * DISTANCE / SPAN
+        self.joints = posed_joints(body, betas, rotvecs)
+        self.origin = centre + np.float32([0, -distance, 0])
+        self.focal = SIZE * distance / span
 
     def project(self, points):
         """Points (..., 3) to px (..., 2)."""
@@ -115,7 +117,9 @@ def paint(scene, rng):
     eyes = body.joint_template[[body.joint("eye.L"), body.joint("eye.R")]].mean(0).numpy()
     x, z = abs(rest[:, 0] - eyes[0]), rest[:, 2] - eyes[2]
     arch = 0.0195 + 0.004 * np.sin(np.pi * np.clip((x - 0.012) / 0.045, 0, 1) ** 0.8)
-    brow = (x > 0.012) & (x < 0.052) & (abs(z - arch) < 0.0035 * np.clip((0.056 - x) / 0.03, 0.2, 1)) & (rest[:, 1] < eyes[1] + 0.03)
+    brow = (
+        (x > 0.012) & (x < 0.052) & (abs(z - arch) < 0.0035 * np.clip((0.056 - x) / 0.03, 0.2, 1)) & (rest[:, 1] < eyes[1] + 0.03)
+    )
     image = np.where(brow[:, None], 0.35 * image + 0.65 * hair, image)
     shaded = image * (0.45 + 0.6 * np.clip(n @ (light / np.linalg.norm(light)), 0, 1))[:, None]
     picture = np.where((face >= 0)[:, None], shaded, rng.uniform(0.3, 0.8, 3)).reshape(2 * SIZE, 2 * SIZE, 3)
@@ -141,7 +145,9 @@ def allowed(body):
 def hits(scene, face, kinds, of):
     """Triangle (478,) and weights (478, 3) under each landmark px (478, 2); the nearest allowed and visible pixel where the ray
     itself misses, within 5 mm, else -1."""
-    skin = np.flatnonzero(np.isin(scene.body.face_region.numpy(), [REGIONS.index(n) for n in (*SKIN, "mouth", "eye", "eye_cavity")]))
+    skin = np.flatnonzero(
+        np.isin(scene.body.face_region.numpy(), [REGIONS.index(n) for n in (*SKIN, "mouth", "eye", "eye_cavity")])
+    )
     buffer, weights = scene.cast(skin, grid())
     tri, bary = np.full(478, -1), np.zeros((478, 3))
     for kind, keep in kinds.items():
@@ -158,11 +164,15 @@ def hits(scene, face, kinds, of):
             near = distance.argmin()
             if distance[near] < 0.005 * SIZE / SPAN:
                 tri[i], bary[i] = buffer[pixels[near]], weights[pixels[near]]
-    return tri, bary
+    corners = scene.v[scene.body.faces.numpy()[tri]]
+    normal = np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])
+    towards = scene.origin - corners.mean(1)
+    facing = (normal * towards).sum(1) / (np.linalg.norm(normal, axis=1) * np.linalg.norm(towards, axis=1) + 1e-12)
+    return np.where((facing > FACING) | np.isin(of, ("left", "right", "upper", "lower")), tri, -1), bary
 
 
 def pictures(body, people, rng):
-    """Yields (scene, picture, landmarks px (478, 2)) for each of the people (n, S), with closed and slightly open mouths."""
+    """Yields (scene, picture, landmarks px (478, 2), turn) for each of the people (n, S), with closed and slightly open mouths."""
     with _quiet(), contextlib.ExitStack() as stack:
         import mediapipe as mp
 
@@ -171,26 +181,32 @@ def pictures(body, people, rng):
             for turn in VIEWS:
                 actions = torch.zeros(len(body.action_names))
                 actions[body.action("jawOpen")] = float(rng.uniform(0, 0.3))
-                scene = Scene(body, betas, actions, turn + rng.uniform(-4, 4), rng.uniform(-5, 5))
+                rotvecs = torch.zeros(len(body.parents), 3)
+                angles = rng.uniform(-3, 3), rng.uniform(-2, 2), turn + rng.uniform(-4, 4)  # nod, tilt, turn
+                rotvecs[body.joint("head")] = torch.tensor(np.radians(angles), dtype=torch.float32)
+                scene = Scene(body, betas, actions, rotvecs)
                 picture = paint(scene, rng)
                 faces, _ = find_faces(models, picture)
                 if faces:
-                    yield scene, picture, faces[0][0][:, :2].astype(float)
+                    yield scene, picture, faces[0][0][:, :2].astype(float), turn
 
 
-def medoids(body, tri, bary):
-    """Of hits (n, 478) and (n, 478, 3) the one nearest to the others on the mean body: triangle, weights, spread in mm, count."""
+def medoids(body, tri, bary, frontal):
+    """Of hits (n, 478) and (n, 478, 3) the one nearest to the others on the mean body: triangle, weights, spread in mm. Frontal
+    pictures (n,) decide where at least half of them see the landmark, else all (the sides of the face)."""
     corners = body.v_template[body.faces].numpy()
     points = (corners[tri] * bary[..., None]).sum(2)  # (n, 478, 3)
     result = []
     for i in range(478):
-        ok = np.flatnonzero(tri[:, i] >= 0)
-        if len(ok) < 0.4 * len(tri):
-            result.append((-1, [0.0, 0.0, 0.0], 0.0, len(ok)))
+        ok = np.flatnonzero((tri[:, i] >= 0) & frontal)
+        if len(ok) < 0.5 * frontal.sum():
+            ok = np.flatnonzero(tri[:, i] >= 0)
+        if len(ok) < 0.2 * len(tri):
+            result.append((-1, [0.0, 0.0, 0.0], -1.0))
             continue
         gap = np.linalg.norm(points[ok, i][:, None] - points[ok, i][None], axis=2)
-        best = ok[gap.sum(1).argmin()]
-        result.append((int(tri[best, i]), bary[best, i].tolist(), float(np.median(gap[gap.sum(1).argmin()]) * 1000), len(ok)))
+        best = gap.sum(1).argmin()
+        result.append((int(tri[ok[best], i]), bary[ok[best], i].tolist(), float(np.median(gap[best]) * 1000)))
     return result
 
 
@@ -199,10 +215,10 @@ def make():
     kinds, of = allowed(body)
     rng = np.random.default_rng(0)
     chosen = people[rng.permutation(300)[:PEOPLE]]  # the second half of the 600 is kept for the check
-    found = [hits(scene, face, kinds, of) for scene, _, face in pictures(body, chosen, rng)]
-    tri, bary = np.stack([f[0] for f in found]), np.stack([f[1] for f in found])
-    rows = medoids(body, tri, bary)
-    spread = [r[2] if r[0] >= 0 and r[2] < 8 else -1.0 for r in rows]
+    found = [(*hits(scene, face, kinds, of), turn == 0) for scene, _, face, turn in pictures(body, chosen, rng)]
+    tri, bary, frontal = (np.stack(part) for part in zip(*found))
+    rows = medoids(body, tri, bary, frontal)
+    spread = [r[2] if r[2] < WORST else -1.0 for r in rows]
     vertices = [body.faces[r[0]].tolist() if s >= 0 else [-1, -1, -1] for r, s in zip(rows, spread)]
     data = {
         "what": "MediaPipe face landmark -> vertices of assets/body.safetensors, their weights, spread in mm (-1: unreliable)",
@@ -217,29 +233,73 @@ def make():
     print(f"{len(found)} pictures, {len(kept)} landmarks kept, median spread {np.median(kept):.2f} mm, worst {max(kept):.1f} mm")
 
 
-def check(save=None):
-    """Print the distance between found and projected landmarks on people that were not used, in percent of the eye distance."""
-    from aa.landmarks import BOUNDARY, load_landmarks
+def report(marks, errors, title):
+    """Print errors (n, 478) in percent of the eye distance by group of landmarks."""
+    groups = {"all": range(478), "inside": [i for i in range(478) if i not in BOUNDARY], "outline": BOUNDARY}
+    groups |= {"lips": sorted({*UPPER_LIP, *LOWER_LIP}), "irises": range(468, 478)}
+    for name, ids in groups.items():
+        e = errors[:, [i for i in ids if marks.reliable[i]]]
+        print(
+            f"{title} {name:8s} median {np.median(e):.1f} mean {e.mean():.1f} 95% {np.percentile(e, 95):.1f} % of the eye distance"
+        )
 
+
+def check(save=None):
+    """Print the distance between found and projected landmarks on people that were not used for the correspondence."""
     body, people = load_body(), load_people()[0]
     marks = load_landmarks(body)
     rng = np.random.default_rng(1)
-    errors = []
-    for k, (scene, picture, face) in enumerate(pictures(body, people[300 + rng.permutation(300)[:5]], rng)):
+    people = people[300 + rng.permutation(300)[:5]]
+    errors, turns = [], []
+    for k, (scene, picture, face, turn) in enumerate(pictures(body, people, rng)):
         mine = scene.project(marks.face(torch.from_numpy(scene.v)).numpy())
         eyes = np.linalg.norm(mine[LEFT_IRIS] - mine[RIGHT_IRIS])
         errors.append(100 * np.linalg.norm(mine - face, axis=1) / eyes)
-        if save:
-            for points, colour in ((face, (0, 255, 0)), (mine, (255, 0, 0))):
-                for x, y in points:
-                    cv2.circle(picture, (round(x), round(y)), 1, colour, -1)
-            cv2.imwrite(f"{save}/check_{k}.png", picture[..., ::-1])
-    errors = np.stack(errors)
-    groups = {"all": range(478), "jaw and hairline": BOUNDARY, "lips": sorted({*UPPER_LIP, *LOWER_LIP}), "irises": range(468, 478)}
-    groups["inside"] = [i for i in range(478) if i not in BOUNDARY]
-    for name, ids in groups.items():
-        ids = [i for i in ids if marks.reliable[i]]
-        print(f"{name:18s} median {np.median(errors[:, ids]):.1f}  mean {errors[:, ids].mean():.1f}  95% {np.percentile(errors[:, ids], 95):.1f}  % of the eye distance")
+        turns.append(turn)
+        draw(picture, face, mine, save and f"{save}/check_{k}.png")
+    errors, turns = np.stack(errors), np.array(turns)
+    report(marks, errors[turns == 0], "frontal")
+    report(marks, errors[turns != 0], "turned ")
+    check_pose(body, marks, people, rng, save)
+
+
+def draw(picture, found, mine, path):
+    if path:
+        for points, colour in ((found, (0, 255, 0)), (mine, (255, 0, 0))):
+            for x, y in points:
+                cv2.circle(picture, (round(float(x)), round(float(y))), 1, colour, -1)
+        cv2.imwrite(path, picture[..., ::-1])
+
+
+def check_pose(body, marks, people, rng, save=None):
+    """Print, for each pose landmark, mean offset (image x, y) and mean error in % of the shoulder width."""
+    rows, hands = [], []
+    for k, betas in enumerate(people):
+        rotvecs = torch.zeros(len(body.parents), 3)
+        for side, sign in (("L", 1), ("R", -1)):
+            rotvecs[body.joint(f"upperarm01.{side}"), 1] = sign * float(rng.uniform(-0.3, 0.6))
+            rotvecs[body.joint(f"lowerarm01.{side}"), 0] = float(rng.uniform(-1.2, 0))
+        scene = Scene(body, betas, torch.zeros(len(body.action_names)), rotvecs, (0, 0, 0.45), 3.0, 1.5)
+        picture = paint(scene, rng)
+        person = detect(picture)
+        v = torch.from_numpy(scene.v)
+        mine = scene.project(marks.pose(v, scene.joints).numpy())
+        width = np.linalg.norm(mine[11] - mine[12])
+        rows.append(100 * (person.pose2d - mine) / width)
+        for side, hand in person.hands.items():
+            if hand is not None:
+                place = scene.project(marks.hand(v, scene.joints, side).numpy())
+                hands.append(np.linalg.norm(hand[0] - place, axis=1) / np.linalg.norm(place[9] - place[0]))
+        draw(picture, person.pose2d, mine, save and f"{save}/pose_{k}.png")
+    rows = np.stack(rows)
+    for i in range(33):
+        (x, y), error = rows[:, i].mean(0), np.linalg.norm(rows[:, i], axis=1).mean()
+        print(f"pose {i:2d} offset {x:6.1f} {y:6.1f} error {error:.1f} % of the shoulder width")
+    if hands:
+        print(
+            f"{len(hands)} of {2 * len(people)} hands found, mean error by landmark in % of the palm",
+            (100 * np.mean(hands, 0)).round(),
+        )
 
 
 if __name__ == "__main__":
