@@ -1,6 +1,6 @@
 """Postures and arm gestures of the studio's performer.
 
-A posture is given by the directions of upper arm and forearm, which is what one sees; `arm_rotations` turns it into joint rotations.
+A posture is given by the directions of upper arm and forearm, which one can see; `arm_rotations` turns it into joint rotations.
 Gestures have the phases of Kendon ("Gesture", 2004): preparation, stroke on the accented vowel, hold, retraction.
 """
 
@@ -15,7 +15,7 @@ from aa.visemes import VOWELS, Segment, loudness
 # --- postures ---------------------------------------------------------------------------------------------------------------------
 # A posture of the left arm: direction of the upper arm and of the forearm (x outwards, y backwards, z up) and the roll of the palm
 # about the forearm in radians (positive turns the palm down). The right arm mirrors it.
-EASE_ARM = ((0.30, 0.06, -1.0), (0.10, -0.62, -0.80), 0.0)
+EASE_ARM = ((0.25, 0.05, -1.0), (0.05, -0.56, -0.84), 0.0)
 GESTURES = (
     ((0.36, -0.06, -1.0), (0.16, -1.0, 0.06), -0.60),  # palms half up, in front of the waist
     ((0.34, -0.10, -1.0), (-0.06, -1.0, 0.20), 0.10),  # palms facing each other
@@ -28,8 +28,8 @@ FINGER_CURL = (0.15, 0.18, 0.22, 0.26)  # rad per joint at rest: index, middle, 
 def arm_rotations(body: Body, side: str, upper, fore, roll: float) -> dict[str, np.ndarray]:
     """Rotation vectors that bring an arm's bones into given directions.
 
-    The elbow is a hinge about the rest normal of the arm's plane; the shoulder takes the rotation between rest plane and wanted plane,
-    half of its twist being handed to the second upper-arm joint; the forearm's second joint takes the roll.
+    The elbow is a hinge about the rest normal of the arm's plane; the shoulder takes the rotation between rest plane and wanted
+    plane, half of its twist being handed to the second upper-arm joint; the forearm's second joint takes the roll.
     Args: side "L" or "R"; upper, fore: directions (3,) for the left arm (mirrored for the right); roll about the forearm, rad.
     Returns: joint name -> rotation vector (3,).
     """
@@ -84,11 +84,11 @@ def posture(body: Body, arm, curl: float = 1.0) -> np.ndarray:
 
 
 _EASE_LEFT = {  # posture(body, EASE_ARM) on the mean adult
-    "upperarm01": (0.143, 0.444, -0.060),
-    "upperarm02": (0.084, -0.005, -0.093),
-    "lowerarm01": (-0.003, 0.0, -0.003),
+    "upperarm01": (0.147, 0.490, -0.093),
+    "upperarm02": (0.102, -0.006, -0.113),
+    "lowerarm01": (0.049, 0.003, 0.044),
     **{
-        f"finger{f}-{j}": (0.31 * a * share, 0.66 * a * share, -0.344 * a * share)
+        f"finger{f}-{j}": (0.385 * a * share, 0.819 * a * share, -0.427 * a * share)
         for f, a in enumerate(FINGER_CURL, 2)
         for j, share in ((1, 0.8), (2, 1.0), (3, 0.6))
     },
@@ -163,7 +163,8 @@ def raise_curve(times, spoken, beats: list[Beat], duration: float, sizes) -> np.
         high = max(up + 0.5, own[0].time - 0.10)
         down = min(max(own[-1].time + 0.40, end - 0.25), max(duration - 0.95, high + 0.05))
         size = size * (0.45 + 0.55 * np.mean([b.strength for b in own]))
-        out = np.maximum(out, keyed(times, [up, high, down, down + 0.90], [0, size, size, 0]))
+        one = keyed(times, [up, high, down, down + 0.90], [0, size, size, 0])
+        out = out + one - out * one  # a smooth maximum: no kink where one phrase sinks and the next rises
     return out
 
 

@@ -204,11 +204,11 @@ def add_upper_face(curves, times, beats, spoken, head, duration, style: Style, r
 
 def blinks(times, spoken, duration: float, rng) -> np.ndarray:
     """Eyelid curve (T,): 15-20 blinks a minute, likelier where a phrase ends; lids fall in 90 ms, stay 50 ms, rise in 160 ms."""
-    wanted = [end + rng.uniform(-0.05, 0.15) for _, end in spoken if rng.uniform() < 0.6]
+    wanted = [end + rng.uniform(-0.05, 0.15) for _, end in spoken if rng.uniform() < 0.5]
     t = rng.uniform(0.4, 3.5)
     while t < duration:
         wanted.append(t)
-        t += 1.2 + rng.gamma(3.0, 1.0)
+        t += 1.2 + rng.gamma(3.0, 1.15)
     out, last = np.zeros(len(times)), -9.0
     for t in sorted(wanted):
         if t - last > 1.0 and t + 0.1 < duration:

@@ -1,11 +1,12 @@
 """Phonemes to facial curves: a small articulation model with coarticulation.
 
 Each phoneme asks for a few ARKit actions with some strength. The curve of an action is the average of what all phonemes ask,
-weighted by dominance functions that decay on both sides of each phoneme (Cohen & Massaro, "Modeling coarticulation in synthetic visual
-speech", 1993). What must happen, the closed lips of p b m and of a pause, is imposed afterwards as a constraint, because an average
-never quite closes.
+weighted by dominance functions that decay on both sides of each phoneme (Cohen & Massaro, "Modeling coarticulation in synthetic
+visual speech", 1993). What must happen, the closed lips of p b m and of a pause, is imposed afterwards as a constraint, because an
+average never quite closes.
 """
 
+import unicodedata
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,9 +25,9 @@ _HUSH = {"jaw": 0.08, "funnel": 0.32, "pucker": 0.35, "lowerDown": 0.25, "upperU
 _LIP_TEETH = {"jaw": 0.075, "rollLower": 0.85, "shrugLower": 0.1, "upperUp": 0.3, "funnel": 0.0, "pucker": 0.0, "lowerDown": 0.0}
 _TIP = {"jaw": 0.095, "tongue": 0.06}
 PHONEMES = {
-    "a": (1.0, {"jaw": 0.37, "lowerDown": 0.22, "upperUp": 0.10, "pucker": 0.0}),
-    "æ": (1.0, {"jaw": 0.35, "lowerDown": 0.25, "upperUp": 0.12, "stretch": 0.25, "pucker": 0.0}),
-    "ɑ": (1.0, {"jaw": 0.40, "lowerDown": 0.15, "funnel": 0.04, "pucker": 0.0}),
+    "a": (1.0, {"jaw": 0.33, "lowerDown": 0.22, "upperUp": 0.10, "pucker": 0.0}),
+    "æ": (1.0, {"jaw": 0.31, "lowerDown": 0.25, "upperUp": 0.12, "stretch": 0.25, "pucker": 0.0}),
+    "ɑ": (1.0, {"jaw": 0.36, "lowerDown": 0.15, "funnel": 0.04, "pucker": 0.0}),
     "ɒ": (1.0, {"jaw": 0.34, "lowerDown": 0.10, "funnel": 0.15, "pucker": 0.12}),
     "ɔ": (1.0, {"jaw": 0.28, "funnel": 0.24, "pucker": 0.30, "stretch": 0.0}),
     "o": (1.1, {"jaw": 0.20, "funnel": 0.28, "pucker": 0.55, "stretch": 0.0}),
@@ -97,6 +98,7 @@ ACTIONS = ("jaw", "pucker", "funnel", "stretch", "smile", "lowerDown", "upperUp"
 OPENING = {"jaw": 34.7, "funnel": 11.8, "lowerDown": 4.0, "upperUp": 5.0}  # mm per unit, see PHONEMES
 _DECAY, _LEAD_DECAY = 0.042, 0.075  # s: how fast dominance falls, and ahead of the phoneme for rounding, which starts early
 _ROUNDING = ("pucker", "funnel")
+_SPECIAL = ("rollLower", "shrugLower", "tongue")
 
 
 @dataclass(frozen=True)
@@ -121,7 +123,8 @@ def segments(phonemes, duration: float) -> list[Segment]:
         start, end = max(float(start), now), min(float(end), duration)
         if end - start < 1e-4:
             continue
-        letters = [] if symbol.strip() in SILENCE else [ALIASES.get(c, c) for c in symbol if c.isalpha() and c not in "ːˑʰʲˠ"]
+        silent = symbol.strip() in SILENCE
+        letters = [] if silent else [ALIASES.get(c, c) for c in symbol if unicodedata.category(c) in ("Ll", "Lu", "Lo")] or ["ə"]
         if start - now > 1e-4:
             out.append(Segment("", now, start, pause=True))
         if not letters:
@@ -180,8 +183,8 @@ def dominance(parts: list[Segment], times, gains) -> dict[str, np.ndarray]:
         before, after = np.maximum(s.start + edge - times, 0), np.maximum(times - s.end + edge, 0)
         for action in ACTIONS:
             lead = _LEAD_DECAY if action in _ROUNDING and asks.get(action, 0) > 0.2 else _DECAY
-            # A phoneme that says nothing about an action only weakly draws it to rest.
-            d = (strength if action in asks else 0.12) * np.exp(-before / lead - after / _DECAY)
+            # A phoneme that says nothing about an action draws it to rest, weakly unless the action serves a few sounds only.
+            d = (strength if action in asks else 0.6 if action in _SPECIAL else 0.12) * np.exp(-before / lead - after / _DECAY)
             total[action] += d * asks.get(action, 0.0) * (gain if action in OPENING and s.symbol in VOWELS else 1.0)
             weight[action] += d
     return {a: total[a] / weight[a] for a in ACTIONS}
@@ -190,16 +193,20 @@ def dominance(parts: list[Segment], times, gains) -> dict[str, np.ndarray]:
 def seals(parts: list[Segment], times) -> tuple[np.ndarray, np.ndarray]:
     """Curves (T,) in [0, 1] of closed lips: by p b m (lips pressed together), and by pauses (lips at rest).
 
-    A closure is held for at least 46 ms, so that a 25 fps frame always falls inside it.
+    A closure is held for at least 46 ms, so that a 25 fps frame always falls inside it, and opens faster into a short neighbour, so
+    that a short vowel between two closures still shows.
     """
     pressed, resting = np.zeros(len(times)), np.zeros(len(times))
+    length = [s.end - s.start for s in parts]
     for k, s in enumerate(parts):
+        first, last = k == 0, k + 1 == len(parts)
         if s.symbol in BILABIAL:
-            spare = max(0.0, 0.046 - (s.end - s.start)) / 2
-            pressed = np.maximum(pressed, window_curve(times, s.start - spare, s.end - 0.005 + spare, 0.07, 0.07))
-        elif s.pause and s.end - s.start > 0.2:
-            start = s.start + 0.10 if k else s.start - 1
-            end = s.end - 0.08 if k + 1 < len(parts) else s.end + 1
+            spare = max(0.0, 0.046 - length[k]) / 2
+            into, out = (np.clip(0.6 * x, 0.035, 0.07) for x in (0.2 if first else length[k - 1], 0.2 if last else length[k + 1]))
+            pressed = np.maximum(pressed, window_curve(times, s.start - spare, s.end - 0.005 + spare, into, out))
+        elif s.pause and (length[k] > 0.2 or first or last):
+            start = s.start - 1 if first else s.start + 0.10
+            end = s.end + 1 if last else s.end - 0.08
             resting = np.maximum(resting, window_curve(times, start, end, 0.14, 0.12))
     return pressed, resting
 
@@ -213,7 +220,7 @@ def articulate(phonemes, audio, times, duration: float, amplitude: float = 1.0) 
     parts = segments(phonemes, duration)
     middle = np.array([(s.start + s.end) / 2 for s in parts])
     level = loudness(audio, middle, window=0.08)
-    gains = amplitude * (0.70 + 0.40 * level) * np.array([1.08 if s.stressed else 1.0 for s in parts])
+    gains = amplitude * (0.66 + 0.40 * level) * np.array([1.08 if s.stressed else 1.0 for s in parts])
     c = dominance(parts, times, gains)
     pressed, resting = seals(parts, times)
     seal = np.maximum(pressed, resting)

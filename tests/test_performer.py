@@ -1,0 +1,251 @@
+"""The performer: lips close when they must, silence rests, gestures follow prosody and never cut into the body."""
+
+import math
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from aa.body import load_body, load_people, rotvec_to_matrix
+from aa.errors import InputError
+from aa.gestures import EASE_ARM, GESTURES, find_beats, posture
+from aa.performer import AT_EASE, Style, at_ease, lip_aperture, perform
+from aa.visemes import BILABIAL, LIP_LOWER, LIP_UPPER, PHONEMES, articulate, segments
+
+SENTENCES = (  # IPA as espeak writes it, a space is a pause of half a second
+    "p l ˈiː z b ɹ ˈɪ ŋ ð ə b ˈɪ ɡ m ˈæ p   ð ˈɛ n m ˈuː v f ˈaɪ v ˈoʊ l d t ˈaʊ ɚ z ˌoʊ v ɚ ð ə h ˈɪ l",
+    "ð ə n ˈaɪ t s w ɜː k ˈoʊ l d ᵻ n d ˈɑː ɹ k   b ˌʌ t ˈɔː l ð ə tʃ ˈɪ l d ɹ ə n s ˈæ ŋ m ˈɛ ɹ i l i",
+    "w ˌʌ t ɐ f ˈeɪ m ə s dʒ ˈɜː n i   h iː t ˈoʊ l d ˌʌ s ˈɛ v ɹ i θ ˈɪ ŋ ɐ b ˌaʊ t ɪ t l ˈeɪ ɾ ɚ",
+)
+
+
+def talk(text, seed=0, loud=1.0, tail=1.2):
+    """A speech of random phoneme lengths whose sound is a hum as loud as each phoneme."""
+    rng = np.random.default_rng(seed)
+    phonemes, now = [("_", 0.0, 0.3)], 0.3
+    for symbol in text.replace("   ", " _ ").split():
+        vowel = symbol.strip("ˈˌ")[0] in "aæɑɔouʊʌɐəɜɚɛeiɪᵻ"
+        length = 0.5 if symbol == "_" else rng.uniform(0.09, 0.18) if "ˈ" in symbol else rng.uniform(0.05, 0.10)
+        phonemes.append((symbol, now, now + length * (1.0 if vowel or symbol == "_" else 0.9)))
+        now = phonemes[-1][2]
+    phonemes.append(("_", now, now + tail))
+    audio = np.zeros(round((now + tail) * 16000), np.float32)
+    for symbol, start, end in phonemes:
+        level = (
+            0.0 if symbol == "_" else rng.uniform(0.2, 0.3) if "ˈ" in symbol else 0.1 if symbol[0] in "aæɑɔouʊʌɐəɜɚɛeiɪᵻˌ" else 0.03
+        )
+        n = np.arange(int(start * 16000), int(end * 16000))
+        audio[n] = loud * level * np.sin(2 * np.pi * 140 / 16000 * n)
+    return SimpleNamespace(audio=audio, text=text, phonemes=phonemes, words=[], duration=len(audio) / 16000)
+
+
+@pytest.fixture(scope="module")
+def body():
+    return load_body()
+
+
+@pytest.fixture(scope="module")
+def speeches():
+    return [talk(s, k) for k, s in enumerate(SENTENCES)]
+
+
+@pytest.fixture(scope="module")
+def shows(body, speeches):
+    generator = torch.Generator().manual_seed(0)
+    return [perform(body, s, seed=k, style=Style.sample(generator)) for k, s in enumerate(speeches)]
+
+
+def aperture_mm(body, show):
+    return 1000 * lip_aperture(body.rest(actions=show.actions)).numpy()
+
+
+def closed_share(shows, speeches, curves, shift):
+    """Share of p b m whose smallest aperture within one frame is below a fifth of the clip's 90th percentile."""
+    hits = []
+    for show, speech, y in zip(shows, speeches, curves):
+        t = show.times.numpy()
+        for symbol, start, end in speech.phonemes:
+            near = (t >= start + shift - 0.04) & (t <= end + shift + 0.04)
+            if symbol in BILABIAL and near.any():
+                hits.append(y[near].min() < 0.2 * np.percentile(y, 90))
+    return np.mean(hits)
+
+
+def test_lips_close_on_p_b_m(body, speeches, shows):
+    curves = [aperture_mm(body, s) for s in shows]
+    true = closed_share(shows, speeches, curves, 0.0)
+    control = np.mean([closed_share(shows, speeches, curves, d) for d in (-0.4, -0.28, 0.28, 0.4)])
+    print(f"closures {true:.2f}, shifted {control:.2f}")
+    assert true >= 0.95
+    assert control < true - 0.25
+
+
+def test_lips_close_for_other_faces_too(body, speeches, shows):
+    betas = load_people()[0][::60]
+    at = [int((s + e) / 2 * 25) for p, s, e in speeches[0].phonemes if p in BILABIAL]
+    small = body.select(torch.arange(LIP_LOWER + 1))
+    v = small.rest(betas[:, None], shows[0].actions[at])
+    gap = (v[..., LIP_UPPER, 2] - v[..., LIP_LOWER, 2]).clamp_min(0) * 1000  # rest pose: up is z
+    assert gap.median() < 0.5
+    assert gap.max() < 2.0
+
+
+def test_open_vowels_open_and_close_vowels_less(body, speeches, shows):
+    peaks = {"open": [], "close": []}
+    for show, speech in zip(shows, speeches):
+        y, t = aperture_mm(body, show), show.times.numpy()
+        for symbol, start, end in speech.phonemes:
+            kind = {"æ": "open", "ɑ": "open", "aɪ"[0]: "open", "i": "close", "u": "close"}.get(symbol.strip("ˈˌ")[:1])
+            if kind and ((t >= start) & (t <= end)).any():
+                peaks[kind].append(y[(t >= start) & (t <= end)].max())
+    assert 8 < np.median(peaks["open"]) < 14
+    assert max(peaks["open"]) < 17
+    assert np.median(peaks["close"]) < 0.7 * np.median(peaks["open"])
+
+
+def test_silence_rests_but_the_eyes_live(body):
+    quiet = SimpleNamespace(audio=np.zeros(320000, np.float32), phonemes=[("_", 0.0, 20.0)], duration=20.0)
+    show = perform(body, quiet, seed=3)
+    assert aperture_mm(body, show).max() < 0.5
+    blink = show.actions[:, body.action("eyeBlinkLeft")]
+    assert blink.max() > 0.99
+    assert 2 <= ((blink[1:] > 0.5) & (blink[:-1] <= 0.5)).sum() <= 9
+    arms = [body.joint(n) for n in AT_EASE if "arm" in n]
+    torch.testing.assert_close(show.rotvecs[:, arms], at_ease(body)[arms].expand(500, -1, -1))
+    assert show.rotvecs[:, body.joint("spine02")].std(0).max() > 1e-3  # breathing
+
+
+def test_pauses_inside_speech_close_the_mouth(body, speeches, shows):
+    for speech, show in zip(speeches, shows):
+        y, t = aperture_mm(body, show), show.times.numpy()
+        for symbol, start, end in speech.phonemes:
+            if symbol == "_" and end - start > 0.4:
+                assert y[(t > start + 0.2) & (t < end - 0.2)].max() < 0.5
+
+
+def test_the_same_seed_performs_the_same(body, speeches):
+    a, b, c = (perform(body, speeches[0], seed=s) for s in (5, 5, 6))
+    assert torch.equal(a.rotvecs, b.rotvecs)
+    assert torch.equal(a.actions, b.actions)
+    assert not torch.equal(a.rotvecs, c.rotvecs)
+    jaw = body.action("jawOpen")  # speech alone decides on the lips
+    assert torch.equal(a.actions[:, jaw], c.actions[:, jaw])
+
+
+@pytest.mark.parametrize("duration", [0.04, 0.55, 1.0, 3.333, 7.019])
+def test_frame_count_is_exact(body, duration):
+    speech = SimpleNamespace(
+        audio=np.ones(int(duration * 16000), np.float32) * 0.1, phonemes=[("ˈɑː", 0, duration)], duration=duration
+    )
+    show = perform(body, speech)
+    assert len(show.actions) == len(show.rotvecs) == len(show.times) == len(show.translation) == round(25 * duration)
+    assert math.isclose(show.times[0].item(), 0.02, abs_tol=1e-6)
+
+
+def test_too_short_says_so(body):
+    with pytest.raises(InputError, match="at least one frame"):
+        perform(body, SimpleNamespace(audio=np.zeros(10, np.float32), phonemes=[], duration=0.001))
+
+
+def test_ranges_and_smoothness(body, shows):
+    for show in shows:
+        assert torch.isfinite(show.rotvecs).all()
+        assert show.actions.min() >= 0
+        assert show.actions.max() <= 1
+        acceleration = show.rotvecs.diff(dim=0, n=2).norm(dim=-1) * 625
+        assert acceleration.max() < 60  # rad / s^2, a brisk beat of the forearm
+        legs = [k for k, n in enumerate(body.joint_names) if any(w in n for w in ("root", "pelvis", "leg", "foot", "toe"))]
+        assert show.rotvecs[:, legs].abs().max() == 0
+
+
+def test_hands_leave_rest_in_speech_and_return(body, speeches, shows):
+    arms = [body.joint(n) for n in AT_EASE if "arm" in n]
+    ease = at_ease(body)[arms]
+    for show in shows:
+        away = (show.rotvecs[:, arms] - ease).norm(dim=-1).amax(1)
+        assert away.max() > 0.3
+        assert away[0] < 0.02
+        assert away[-1] < 0.02
+
+
+def test_louder_vowels_beat_harder(body):
+    speech = talk(SENTENCES[0], 1)
+    beats = find_beats(segments(speech.phonemes, speech.duration), speech.audio)
+    last = beats[-1]
+    audio = speech.audio.copy()
+    audio[int((last.time - 0.15) * 16000) : int((last.time + 0.15) * 16000)] *= 0.45
+    weaker = [b for b in find_beats(segments(speech.phonemes, speech.duration), audio) if abs(b.time - last.time) < 0.1]
+    assert not weaker or weaker[0].strength < last.strength - 0.1
+    assert 3 <= len(beats) <= 2 * speech.duration
+    still = perform(body, speech, style=Style(amplitude=0.0))
+    arms = [body.joint(n) for n in AT_EASE if "arm" in n]
+    torch.testing.assert_close(still.rotvecs[0, arms], still.rotvecs[-1, arms])
+
+
+def test_every_sound_is_known_or_neutral():
+    for symbol in ("aʊ", "dʒ", "ˈoʊ", "aɪə", "ɔːɹ", "ɜː", "n̩", "əl", "ɬ", "☃", "ǂ", "ˈ", "t̪"):
+        parts = segments([(symbol, 0.1, 0.2)], 0.3)
+        assert parts[0].pause
+        assert parts[-1].pause
+        assert all(p.symbol in PHONEMES for p in parts[1:-1])
+        assert parts[1:-1]
+        assert articulate([(symbol, 0.1, 0.2)], np.zeros(4800), np.array([0.15]), 0.3)["jawOpen"].shape == (1,)
+    assert [p.symbol for p in segments([("ˈaɪ", 0, 0.2)], 0.2)] == ["a", "ɪ"]
+    assert segments([("ˈaɪ", 0, 0.2)], 0.2)[0].stressed
+
+
+def test_at_ease_is_the_documented_posture(body):
+    expected = torch.tensor(posture(body, EASE_ARM), dtype=torch.float32)
+    torch.testing.assert_close(at_ease(body), expected, atol=2e-3, rtol=0)
+
+
+def test_arm_directions_are_reached(body):
+    for upper, fore, roll in GESTURES:
+        rotvecs = torch.tensor(posture(body, (upper, fore, roll)), dtype=torch.float32)
+        rotations, offsets = body.joint_transforms(None, rotvecs)
+        at = lambda n: (rotations @ body.joint_template[..., None])[..., 0][body.joint(n)] + offsets[body.joint(n)]  # noqa: B023, E731
+        for side, sign in (("L", 1), ("R", -1)):
+            bone = torch.nn.functional.normalize(at(f"wrist.{side}") - at(f"lowerarm01.{side}"), dim=0)
+            want = torch.nn.functional.normalize(torch.tensor([sign * fore[0], fore[1], fore[2]]), dim=0)
+            assert torch.dot(bone, want) > 0.995
+            hinge = rotvec_to_matrix(rotvecs[body.joint(f"lowerarm01.{side}")])
+            assert hinge.trace() > 0  # an elbow bends by less than 90 degrees from its half-bent rest
+
+
+def winding(points, vertices, faces):
+    """Generalised winding numbers (n,): about 1 inside a surface, 0 outside (Jacobson et al., 2013)."""
+    a, b, c = (vertices[faces[:, k]][None] - points[:, None] for k in range(3))
+    la, lb, lc = a.norm(dim=-1), b.norm(dim=-1), c.norm(dim=-1)
+    over = (a * torch.linalg.cross(b, c, dim=-1)).sum(-1)
+    under = la * lb * lc + (a * b).sum(-1) * lc + (a * c).sum(-1) * lb + (b * c).sum(-1) * la
+    return torch.atan2(over, under).sum(-1) / (2 * math.pi)
+
+
+def penetration(body, vertices, hand, trunk) -> float:
+    """Depth (m) of the deepest hand vertex inside the trunk; only vertices near its surface can be inside."""
+    surface = vertices[torch.unique(body.faces[trunk])]
+    depth = torch.cdist(vertices[hand], surface).min(1).values
+    near = depth < 0.06
+    if not near.any():
+        return 0.0
+    inside = winding(vertices[hand][near], vertices, body.faces[trunk]) > 0.5
+    return float(depth[near][inside].max()) if inside.any() else 0.0
+
+
+def test_hands_stay_out_of_the_body(body, speeches):
+    hand = body.region_vertices("hand")[::12]
+    trunk = body.region_faces("torso", "leg", "neck", "face", "scalp")
+    betas = load_people()[0]
+    size = body.select(body.region_vertices("torso")).rest(betas).amax(1) - body.select(body.region_vertices("torso")).rest(
+        betas
+    ).amin(1)
+    people = [0, *size[:, 0].topk(2).indices.tolist(), int(size[:, 1].argmax()), int(size[:, 1].argmin())]
+    sunk = body.v_template.clone()  # the check itself: a hand moved into the chest is found
+    sunk[hand] += torch.tensor([0.0, 0.0, 0.3]) - body.v_template[hand].mean(0) + torch.tensor([0.0, 0.0, 0.2])
+    assert penetration(body, sunk, hand, trunk) > 0.02
+    for k, i in enumerate(people):
+        show = perform(body, speeches[k % 3], seed=i, style=Style(amplitude=1.5, head=1.4))
+        frames = torch.linspace(0, len(show.times) - 1, 12).long()
+        vertices, _ = body.pose(betas[i], show.rotvecs[frames], show.actions[frames])
+        assert max(penetration(body, v, hand, trunk) for v in vertices) < 0.005
