@@ -1,3 +1,4 @@
+# ruff: noqa: UP018 (in warp, float(0.0) makes a variable that a loop may change)
 """The studio's light: a warp kernel that casts rays at a dressed figure and shades what they hit (CPU and CUDA).
 
 Everything painted (brows, irises, blush, weave, strands) is a function of `canon`, the place a surface point has on the mean
@@ -134,7 +135,7 @@ def holds(kind: int, p: wp.vec3, m: wp.vec4, look: Look):
 @wp.func
 def cast(mesh: wp.uint64, first: int, s: Surface, look: Look, o: wp.vec3, d: wp.vec3, far: float):
     """First matter along a ray: (distance or -1, triangle, u, v)."""
-    start = 0.0
+    start = float(0.0)
     for _ in range(16):
         q = wp.mesh_query_ray(mesh, o + d * start, d, far - start)
         if not q.result:
@@ -154,7 +155,7 @@ def brow_mask(p: wp.vec3, look: Look):
     ax = wp.abs(p[0])
     t = (ax - 0.0115) / 0.0415
     if t < -0.1 or t > 1.1 or p[1] > -0.10:
-        return 0.0
+        return float(0.0)
     zc = 0.9165 + 0.0125 * wp.sin(wp.clamp(t, 0.0, 1.0) * 2.25) * 0.75
     half = look.brow_width * (0.55 + 0.6 * wp.min(t * 3.0 + 0.45, 1.0) - 0.75 * wp.max(t - 0.35, 0.0))
     hair = wp.noise(wp.rand_init(look.seed + 5), wp.vec3(ax * 900.0 - (p[2] - zc) * 700.0 * (1.2 - t), p[2] * 60.0, p[0] * 5.0))
@@ -260,7 +261,7 @@ def fold_normal(n: wp.vec3, k: int, p: wp.vec3, m: wp.vec4, s: Surface, look: Lo
         near = 0.30 + 0.9 * wp.exp(-wp.pow((m[3] - 1.0) / 0.22, 2.0)) + 0.5 * wp.exp(-wp.pow((p[2] - 0.17) / 0.09, 2.0))
         q = wp.vec3(p[0] * 16.0 + p[2] * 9.0, p[1] * 16.0, p[2] * 30.0 - wp.abs(p[0]) * 22.0)
         b = wp.curlnoise(wp.rand_init(look.seed + 14), q)
-        return wp.normalize(n + b * (0.10 * near))
+        return wp.normalize(n + b * (0.20 * near))
     if k == 0 or k == 11:
         b = wp.curlnoise(wp.rand_init(look.seed + 15), p * 520.0)
         lip = wp.smoothstep(0.3, 0.8, m[1])
@@ -331,8 +332,8 @@ def colour_at(hit: wp.vec4, o: wp.vec3, d: wp.vec3, jitter: wp.vec3, s: Surface,
     if k == 0 and m[2] > 0.010 and neck_cover(p, look) > 0.010 and p[2] < 0.775:
         k = 6  # skin that pokes through the shirt wears its colour
     key = wp.normalize(wp.vec3(-0.68, -0.80, 0.78) + jitter)
-    lit = 1.0
-    lift = 0.0025
+    lit = float(1.0)
+    lift = float(0.0025)
     if k == 8 or k == 9:
         lift = 0.012
     if wp.dot(n, key) > -0.1:
@@ -344,8 +345,8 @@ def colour_at(hit: wp.vec4, o: wp.vec3, d: wp.vec3, jitter: wp.vec3, s: Surface,
     b = fold_normal(n, k, p, m, s, look)
     albedo = wp.vec3(0.02, 0.015, 0.015)
     wrap = wp.vec3(0.12, 0.12, 0.12)
-    gloss = 0.35
-    power = 8.0
+    gloss = float(0.35)
+    power = float(8.0)
     ao = m[0]
     if k == 0 or k == 11:
         albedo = skin_paint(p, m, look)
@@ -424,7 +425,7 @@ def shade(
     y = i + box[1]
     x = j + box[0]
     total = wp.vec3(0.0, 0.0, 0.0)
-    cover = 0.0
+    cover = float(0.0)
     back = backdrop[y, x]
     for a in range(samples):
         for b in range(samples):
@@ -432,7 +433,7 @@ def shade(
             py = float(y) + (float(a) + 0.5) / float(samples)
             d = wp.normalize(axes * wp.vec3((px - c[0]) / f[0], (py - c[1]) / f[1], 1.0))
             hit = cast(s.solid, 0, s, look, cam, d, 100.0)
-            far = 100.0
+            far = float(100.0)
             if hit[0] >= 0.0:
                 far = hit[0]
             if s.first_shell < s.kind.shape[0]:
@@ -440,7 +441,9 @@ def shade(
                 if strand[0] >= 0.0:
                     hit = strand
             if hit[0] >= 0.0:
-                turn = 2.39996 * float(a * samples + b)  # sunflower points on a round lamp
+                spin = 0.06711056 * float(x) + 0.00583715 * float(y)  # interleaved gradient noise (Jimenez 2014)
+                spin = 52.9829189 * (spin - wp.floor(spin))
+                turn = 2.39996 * float(a * samples + b) + 6.2832 * (spin - wp.floor(spin))  # sunflower points on a round lamp
                 r = soft * wp.sqrt((float(a * samples + b) + 0.5) / float(samples * samples))
                 if samples == 1:
                     r = 0.0
@@ -466,7 +469,7 @@ def occlusion(
     """Share of short rays (20 cm, cosine-weighted) that leave a vertex freely; near blockers count more."""
     i = wp.tid()
     n = normals[i]
-    open_ = 0.0
+    open_ = float(0.0)
     for k in range(rays.shape[0]):
         d = wp.normalize(n + rays[k] * 0.97)
         q = wp.mesh_query_ray(mesh, verts[i] + n * 0.0012, d, 0.2)
@@ -483,7 +486,7 @@ def first_hit(s: Surface, look: Look, cam: wp.vec3, targets: wp.array(dtype=wp.v
     i = wp.tid()
     d = wp.normalize(targets[i] - cam)
     hit = cast(s.solid, 0, s, look, cam, d, 100.0)
-    far = 100.0
+    far = float(100.0)
     if hit[0] >= 0.0:
         far = hit[0]
     if s.first_shell < s.kind.shape[0]:
@@ -519,7 +522,7 @@ def dressed(
     o = points[i] + normals[i] * reach
     d = -normals[i]
     hit = cast(s.solid, 0, s, look, o, d, reach)
-    far = reach
+    far = float(reach)
     if hit[0] >= 0.0:
         far = hit[0]
     if s.first_shell < s.kind.shape[0]:

@@ -22,7 +22,7 @@ HAIRLINE = (
     (112, 0.856), (128, 0.838), (150, 0.822), (180, 0.814),
 )  # fmt: skip
 # Necklines: radius of the hole (m), height of the V's tip, steepness of the V (0: none).
-NECKLINES = {"crew": (0.072, 0.0, 0.0), "v": (0.076, 0.625, 1.7), "collar": (0.066, 0.670, 2.6)}
+NECKLINES = {"crew": (0.088, 0.0, 0.0), "v": (0.088, 0.615, 1.6), "collar": (0.080, 0.665, 2.4)}
 # Hair by style: thickness in metres on top and at the sides, levels of the translucent shells, lowest z of hanging hair.
 STYLES = {
     "buzz": (0.0035, 0.003, 3, None), "short": (0.016, 0.008, 6, None), "side": (0.026, 0.009, 6, None),
@@ -216,9 +216,8 @@ def add_layer(layers: Layers, faces, kind: int, rounds: int, offset, least, mask
     pairs, fine = subdivide(local, len(used))
     pairs = used[pairs]
     both = lambda x: x[pairs].mean(1)  # noqa: E731
-    canon = both(body.v_template)
     offset, least = (both(x)[:, None] if torch.is_tensor(x) else x for x in (offset, least))
-    rest = puff(both(layers.rest), fine, rounds, offset, least)
+    canon, rest = (puff(both(x), fine, rounds, offset, least) for x in (body.v_template, layers.rest))
     layers.add(canon, rest, both(body.weights), body.action_dirs[:, pairs].mean(2), both(mask), fine, kind)
 
 
