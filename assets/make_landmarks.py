@@ -279,7 +279,8 @@ def check_pose(body, marks, people, rng, save=None):
         for side, sign in (("L", 1), ("R", -1)):
             rotvecs[body.joint(f"upperarm01.{side}"), 1] = sign * float(rng.uniform(-0.3, 0.6))
             rotvecs[body.joint(f"lowerarm01.{side}"), 0] = float(rng.uniform(-1.2, 0))
-        scene = Scene(body, betas, torch.zeros(len(body.action_names)), rotvecs, (0, 0, 0.45), 3.0, 1.5)
+        centre = (0, 0, float(body.joints(betas)[body.joint("head"), 2]) - 0.45)
+        scene = Scene(body, betas, torch.zeros(len(body.action_names)), rotvecs, centre, 3.0, 1.5)
         picture = paint(scene, rng)
         person = detect(picture)
         v = torch.from_numpy(scene.v)
@@ -288,11 +289,12 @@ def check_pose(body, marks, people, rng, save=None):
         rows.append(100 * (person.pose2d - mine) / width)
         for side, hand in person.hands.items():
             if hand is not None:
-                place = scene.project(marks.hand(v, scene.joints, side).numpy())
-                hands.append(np.linalg.norm(hand[0] - place, axis=1) / np.linalg.norm(place[9] - place[0]))
+                points = marks.hand(v, scene.joints, side).numpy()
+                palm = np.linalg.norm(points[9] - points[0]) * scene.focal / (points[0] - scene.origin)[1]  # px, not foreshortened
+                hands.append(np.linalg.norm(hand[0] - scene.project(points), axis=1) / palm)
         draw(picture, person.pose2d, mine, save and f"{save}/pose_{k}.png")
     rows = np.stack(rows)
-    for i in range(33):
+    for i in range(25):  # the picture ends above the knees
         (x, y), error = rows[:, i].mean(0), np.linalg.norm(rows[:, i], axis=1).mean()
         print(f"pose {i:2d} offset {x:6.1f} {y:6.1f} error {error:.1f} % of the shoulder width")
     if hands:
