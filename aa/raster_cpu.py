@@ -58,6 +58,11 @@ def _array(tensor):
     return tensor.detach().contiguous().numpy()
 
 
+def _zeros(like, *shape):
+    """Zeros of the dtype of `like`, by numpy: torch would wake its OpenMP threads, which then spin beside ours."""
+    return torch.from_numpy(np.zeros(shape, _array(like).dtype))
+
+
 class Project(torch.autograd.Function):
     """`project_torch` by numba kernels."""
 
@@ -65,8 +70,8 @@ class Project(torch.autograd.Function):
     def forward(ctx, means, quats, scales, opacities, viewmats, Ks, frame):
         C, N = len(viewmats), means.shape[1]
         arrays = [_array(x) for x in (means, quats, scales, opacities, viewmats, Ks)]
-        out = [means.new_zeros(C, N, 2), means.new_zeros(C, N), means.new_zeros(C, N, 3)]
-        radii = torch.zeros(C, N, 2, dtype=torch.int32)
+        out = [_zeros(means, C, N, 2), _zeros(means, C, N), _zeros(means, C, N, 3)]
+        radii = torch.from_numpy(np.zeros((C, N, 2), np.int32))
         results = [x.numpy() for x in (*out, radii)]
         frame = np.array(frame, np.float64)
         run_parallel(
@@ -84,7 +89,7 @@ class Project(torch.autograd.Function):
         N, chunks = means.shape[1], -(-means.shape[1] // CHUNK)
         inputs = [_array(x) for x in (means, quats, scales, viewmats, Ks)]
         saved = [_array(x) for x in (conics, radii, v_means2d, v_depths, v_conics)]
-        grads = [torch.zeros(x.shape, dtype=x.dtype) for x in (means, quats, scales)]
+        grads = [_zeros(x, *x.shape) for x in (means, quats, scales)]
         v_views = torch.zeros(chunks, *viewmats.shape, dtype=torch.float64)
         outputs, views = [g.numpy() for g in grads], v_views.numpy()
 
@@ -148,7 +153,7 @@ class Composite(torch.autograd.Function):
             kernels.composite_grad(first, last, size, *bins[k], *inputs, part)
 
         run_parallel(render, len(bins), threads)
-        grads = [conics.new_zeros(C, N, d) for d in (2, 3)] + [conics.new_zeros(C, N), conics.new_zeros(C, N, D)]
+        grads = [_zeros(conics, C, N, *last) for last in ((2,), (3,), (), (D,))]
         saved, outputs = [_array(conics), _array(opacities)], [g.numpy() for g in grads]
 
         parts = [(c, i, min(i + CHUNK, counts[c])) for c in range(C) for i in range(0, counts[c], CHUNK)]
