@@ -41,11 +41,11 @@ def run_parallel(task, count, threads):
 
 
 class CompileNotice:
-    """Context that tells the user, once it has taken a second, that numba is compiling; silent with a warm cache."""
+    """Context that tells the user, once it has taken three seconds, that numba is compiling; silent with a warm cache."""
 
     def __enter__(self):
         text = "aa: compiling the CPU renderer once, about 20 s\n"
-        self.timer = threading.Timer(1.0, sys.stderr.write, (text,))
+        self.timer = threading.Timer(3.0, sys.stderr.write, (text,))
         self.timer.daemon = True
         self.timer.start()
 
