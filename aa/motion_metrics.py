@@ -1,0 +1,123 @@
+"""How good generated motion is, against performances of the same speech: mouth in step, lips closed, hands alive."""
+
+import time
+
+import numpy as np
+import torch
+
+from aa.audio import loudness
+from aa.body import Body
+from aa.motion import MotionModel
+from aa.motion_data import Recipe, Stage, closures, silent_frames, sound_of
+from aa.transfer import Deformation
+
+CLOSED = 0.2  # of the clip's 90th percentile: a closed mouth
+SHIFTS = (-9, -7, -5, 5, 7, 9)  # frames: the control of the closure score
+
+
+def correlation(a, b) -> float:
+    """Pearson's r of two curves (T,); 0 where one is constant."""
+    a, b = (np.asarray(x, float) - np.mean(x) for x in (a, b))
+    scale = np.linalg.norm(a) * np.linalg.norm(b)
+    return float(a @ b / scale) if scale > 1e-12 else 0.0
+
+
+def lagged_correlation(a, b, most: int = 5) -> tuple[float, int]:
+    """Best r of a (T,) with b delayed by -most..most frames, and the lag: positive where a comes late."""
+    T = len(a)
+    pairs = [(correlation(a[max(d, 0) : T + min(d, 0)], b[max(-d, 0) : T - max(d, 0)]), d) for d in range(-most, most + 1)]
+    return max(pairs)
+
+
+def closure_rate(aperture, frames, shift: int = 0) -> float | None:
+    """Share of the given frames (m,), moved by `shift`, at which the lips (T,) are closed within a frame; None without any."""
+    aperture = np.asarray(aperture)
+    limit = CLOSED * np.percentile(aperture, 90)
+    at = [int(f) + shift for f in frames if 1 <= int(f) + shift < len(aperture) - 1]
+    return float(np.mean([aperture[f - 1 : f + 2].min() < limit for f in at])) if at else None
+
+
+def stroke_speed(points) -> np.ndarray:
+    """Speed (T,) m/s of points (T, n, 3), averaged over the points."""
+    speed = np.linalg.norm(np.diff(np.asarray(points), axis=0), axis=-1).mean(1) * 25
+    return np.concatenate([speed[:1], speed])
+
+
+def beat_alignment(speeds: list[np.ndarray], loudnesses: list[np.ndarray], draws: int = 500, seed: int = 0) -> float:
+    """p-value: how often the strokes of hands are as well correlated with loudness if time is shifted at random.
+
+    Best lag within +-4 frames (a stroke leads its syllable), while something is said, summed over the clips.
+    """
+    rng = np.random.default_rng(seed)
+
+    def score(shift):
+        return sum(
+            max(correlation(np.roll(s, int(k * len(s)) + d), np.gradient(q)) for d in range(-4, 5))
+            for s, q, k in zip(speeds, loudnesses, shift)
+        )
+
+    true = score(np.zeros(len(speeds)))
+    chance = [score(rng.uniform(0.15, 0.85, len(speeds))) for _ in range(draws)]
+    return float((1 + np.sum(np.asarray(chance) >= true)) / (1 + draws))
+
+
+class Judge:
+    """Performs recipes and compares what a model makes of their sound."""
+
+    def __init__(self, body: Body, model: MotionModel):
+        full = Stage(body)
+        few = torch.unique(torch.cat([full.sparse(), body.region_vertices("lips")]))
+        self.stage, self.basis = full.select(few), model.basis.select(few)
+        index = torch.full((len(body.v_template),), -1)
+        index[few] = torch.arange(len(few))
+        lips = index[body.region_vertices("lips")]
+        self.lips = torch.isin(self.stage.parts.face, lips).nonzero()[:, 0]
+        self.model = model
+
+    @torch.no_grad()
+    def generated(self, audio, frames: int | None = None, **settings) -> Deformation:
+        """Generated motion (T, n, 3) on the judge's few vertices."""
+        x = torch.cat(list(self.model.stream_latents(audio, frames=frames, **settings)))
+        return self.basis.decode(self.model.embedding.decoder(x * self.model.scale))
+
+    @torch.no_grad()
+    def clip(self, recipe: Recipe, seed: int = 0, audio=None, **settings) -> dict:
+        """One recipe: curves of truth and of the model, errors. `audio`: the sound to give the model instead of the clean one."""
+        from aa.parts import channels, split_parts
+
+        speech = sound_of(recipe)
+        truth = self.stage.motion(recipe, speech)
+        began = time.perf_counter()
+        made = self.generated(speech.audio if audio is None else audio, len(truth), seed=seed, **settings)
+        seconds = time.perf_counter() - began
+        a, b = (split_parts(self.stage.parts, m) for m in (truth, made))
+        gap = (a.face.means - b.face.means)[:, self.lips].norm(dim=-1).mean()
+        hands = self.stage.parts.hand
+        return {
+            "truth": self.stage.lips(truth).numpy(), "made": self.stage.lips(made).numpy(), "voice": recipe.voice,
+            "closures": closures(speech), "silent": silent_frames(speech, len(truth)).numpy(), "lip_local_mm": 1000 * float(gap),
+            "true_speed": stroke_speed(truth.means[:, hands]), "speed": stroke_speed(made.means[:, hands]),
+            "loudness": loudness(speech.audio, len(truth)), "seconds": seconds, "channels": channels("face", b.face),
+        }  # fmt: skip
+
+    def __call__(self, recipes: list[Recipe], **settings) -> dict:
+        """Means over the recipes; the keys of notebook 04 and `silence_aperture` (of an open mouth)."""
+        return summary([self.clip(r, **settings) for r in recipes])
+
+
+def summary(rows: list[dict]) -> dict:
+    """Numbers from the rows of `Judge.clip`."""
+    mean = lambda x: float(np.mean([v for v in x if v is not None]))  # noqa: E731
+    lags = [np.mean([correlation(np.roll(r["made"], -d)[6:-6], r["truth"][6:-6]) for r in rows]) for d in range(-5, 6)]
+    quiet = [r["made"][r["silent"]].mean() / np.percentile(r["made"], 90) for r in rows if r["silent"].sum() > 3]
+    return {
+        "lip_corr": mean(correlation(r["made"], r["truth"]) for r in rows),
+        "closure": mean(closure_rate(r["made"], r["closures"]) for r in rows),
+        "closure_shifted": mean(closure_rate(r["made"], r["closures"], s) for r in rows for s in SHIFTS),
+        "closure_truth": mean(closure_rate(r["truth"], r["closures"]) for r in rows),
+        "lip_local_mm": mean(r["lip_local_mm"] for r in rows),
+        "offset_frames": int(np.argmax(lags)) - 5,
+        "gesture_speed_ratio": mean(r["speed"].mean() for r in rows) / mean(r["true_speed"].mean() for r in rows),
+        "beat_p_value": beat_alignment([r["speed"] for r in rows], [r["loudness"] for r in rows]),
+        "silence_aperture": mean(quiet) if quiet else None,
+    }
