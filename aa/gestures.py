@@ -124,14 +124,14 @@ class Beat:
     strength: float  # in [0, 1], loudness, less when unstressed
 
 
-def find_beats(parts: list[Segment], audio, spacing: float = 0.5, least: float = 0.25) -> list[Beat]:
-    """Accents in order: the strongest vowels at least `spacing` s apart. Strength spans the upper 12 dB of the loudness scale."""
+def find_beats(parts: list[Segment], audio, spacing: float = 0.5, least: float = 0.2) -> list[Beat]:
+    """Accents in order: the strongest vowels at least `spacing` s apart. Strength spans the upper 15 dB of the loudness scale."""
     found = []
     for s in parts:
         if s.symbol in VOWELS:
             t = np.arange(s.start, s.end, 0.01)
             level = loudness(audio, t)
-            strength = np.clip(1 + (level.mean() - 1) * 30 / 12, 0, 1) * (1.0 if s.stressed else 0.55)
+            strength = np.clip(1 + (level.mean() - 1) * 30 / 15, 0, 1) * (1.0 if s.stressed else 0.55)
             found.append(Beat(float(t[level.argmax()]), float(strength)))
     kept: list[Beat] = []
     for b in sorted(found, key=lambda b: -b.strength):
@@ -160,7 +160,7 @@ def raise_curve(times, spoken, beats: list[Beat], duration: float, sizes) -> np.
         if not own:
             continue
         up = max(min(own[0].time - 0.70, start), 0.0)
-        high = max(up + 0.5, own[0].time - 0.10)
+        high = max(up + 0.62, own[0].time - 0.10)
         down = min(max(own[-1].time + 0.40, end - 0.25), max(duration - 0.95, high + 0.05))
         size = size * (0.45 + 0.55 * np.mean([b.strength for b in own]))
         one = keyed(times, [up, high, down, down + 0.90], [0, size, size, 0])
@@ -173,5 +173,5 @@ def stroke_curve(times, beats: list[Beat], lag: float = 0.0) -> np.ndarray:
     out = np.zeros(len(times))
     for b in beats:
         t = b.time + lag
-        out += b.strength**2 * keyed(times, [t - 0.48, t - 0.22, t, t + 0.06, t + 0.46], [0, -0.40, 1, 1, 0])
+        out += b.strength**1.5 * keyed(times, [t - 0.48, t - 0.22, t, t + 0.06, t + 0.46], [0, -0.40, 1, 1, 0])
     return out

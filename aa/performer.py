@@ -83,7 +83,8 @@ def perform(body: Body, speech, seed: int = 0, style: Style = Style()) -> Perfor
     head = head_motion(times, beats, spoken, energy, style, rng)
     curves = articulate(speech.phonemes, speech.audio, times, duration, 0.94 + 0.06 * style.expressiveness)
     add_upper_face(curves, times, beats, spoken, head, duration, style, rng)
-    rotvecs = arm_motion(body, times, beats, spoken, energy, duration, style, rng)
+    pulse = speech_energy(speech.audio, times, 0.16) - energy  # the syllables
+    rotvecs = arm_motion(body, times, beats, spoken, energy, pulse, duration, style, rng)
     add_trunk(body, rotvecs, times, head, energy, style, rng)
     actions = np.zeros((T, len(body.action_names)))
     for name, curve in curves.items():
@@ -92,10 +93,10 @@ def perform(body: Body, speech, seed: int = 0, style: Style = Style()) -> Perfor
     return Performance(make(actions.clip(0, 1)), make(rotvecs), torch.zeros(T, 3, device=body.device), make(times))
 
 
-def speech_energy(audio, times) -> np.ndarray:
-    """Loudness (T,) in [0, 1] smoothed over about a third of a second: how much is being said."""
-    offsets = np.linspace(-0.3, 0.3, 13)
-    taps = np.cos(offsets / 0.3 * np.pi / 2) ** 2
+def speech_energy(audio, times, reach: float = 0.3) -> np.ndarray:
+    """Loudness (T,) in [0, 1] averaged over `reach` s to both sides: how much is being said."""
+    offsets = np.linspace(-reach, reach, 13)
+    taps = np.cos(offsets / reach * np.pi / 2) ** 2
     return sum(w * loudness(audio, times + o) for w, o in zip(taps / taps.sum(), offsets))
 
 
@@ -140,8 +141,8 @@ def add_trunk(body: Body, rotvecs, times, head, energy, style: Style, rng) -> No
         rotvecs[:, body.joint(f"clavicle.{side}"), 1] -= 0.012 * sign * breath
 
 
-def arm_motion(body: Body, times, beats, spoken, energy, duration, style: Style, rng) -> np.ndarray:
-    """Arms and fingers as (T, J, 3) rotation vectors around AT_EASE; all other joints zero."""
+def arm_motion(body: Body, times, beats, spoken, energy, pulse, duration, style: Style, rng) -> np.ndarray:
+    """Arms and fingers as (T, J, 3) rotation vectors around AT_EASE; other joints zero. Syllables (`pulse`) add to the strokes."""
     ease = at_ease(body).double().cpu().numpy()
     homes = [posture(body, g) for g in GESTURES]
     strokes = [posture(body, tuple(np.add(a, d) for a, d in zip(g, STROKE))) - h for g, h in zip(GESTURES, homes)]
@@ -154,7 +155,7 @@ def arm_motion(body: Body, times, beats, spoken, energy, duration, style: Style,
         joints = [k for k, n in enumerate(body.joint_names) if n.endswith(f".{side}") and ("arm" in n)]
         share = np.clip(style.amplitude, 0, 1.5) * np.clip(1 + sign * style.handedness, 0, 1)
         lift = np.tanh(1.2 * raised * share) / np.tanh(1.2)  # large amplitudes saturate: the postures are known to be safe
-        stroke = lift * stroke_curve(times, beats, 0.03 * rng.uniform(-1, 1)) * rng.uniform(0.9, 1.1)
+        stroke = lift * (stroke_curve(times, beats, 0.03 * rng.uniform(-1, 1)) * rng.uniform(0.9, 1.1) + 0.7 * pulse)
         for w, home, delta in zip(mix.T, homes, strokes):
             out[:, joints] += (w * lift)[:, None, None] * (home - ease)[joints] + (w * stroke)[:, None, None] * delta[joints]
         out += hand_motion(body, side, times, lift, stroke_curve(times, beats, 0.06) * lift, energy, style, rng)
@@ -204,7 +205,7 @@ def add_upper_face(curves, times, beats, spoken, head, duration, style: Style, r
 
 def blinks(times, spoken, duration: float, rng) -> np.ndarray:
     """Eyelid curve (T,): 15-20 blinks a minute, likelier where a phrase ends; lids fall in 90 ms, stay 50 ms, rise in 160 ms."""
-    wanted = [end + rng.uniform(-0.05, 0.15) for _, end in spoken if rng.uniform() < 0.5]
+    wanted = [end + rng.uniform(-0.05, 0.15) for _, end in spoken if rng.uniform() < 0.4]
     t = rng.uniform(0.4, 3.5)
     while t < duration:
         wanted.append(t)
