@@ -205,7 +205,7 @@ def quat_multiply(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
 
 def load_people(path: Path | None = None) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     """The 600 sampled adults behind `shape_dirs`: betas (600, S) and their Anny phenotypes, name -> (600,) in [0, 1]
-    (gender: 0 female, 1 male)."""
+    (gender: 0 male, 1 female)."""
     with safe_open(path or ASSETS / "body.safetensors", "pt") as f:
         names = json.loads(f.metadata()["body"])["phenotype_names"]
         values = f.get_tensor("people_phenotypes").float()

@@ -19,7 +19,7 @@ TONES = (
 )  # fmt: skip
 HAIRS = {
     "black": (0.075, 0.062, 0.06), "espresso": (0.14, 0.09, 0.07), "brown": (0.25, 0.155, 0.10), "chestnut": (0.36, 0.20, 0.12),
-    "copper": (0.50, 0.24, 0.11), "dark blond": (0.46, 0.34, 0.21), "blond": (0.66, 0.51, 0.32), "grey": (0.52, 0.51, 0.50),
+    "copper": (0.42, 0.20, 0.10), "dark blond": (0.46, 0.34, 0.21), "blond": (0.66, 0.51, 0.32), "grey": (0.40, 0.39, 0.385),
 }  # fmt: skip
 IRISES = ((0.24, 0.13, 0.07), (0.33, 0.20, 0.10), (0.40, 0.31, 0.16), (0.30, 0.38, 0.24), (0.28, 0.40, 0.52), (0.40, 0.46, 0.50))
 CLOTHS = (
@@ -63,7 +63,7 @@ def sample_identity(seed: int) -> Identity:
     betas, phenotypes = load_people()
     person = int(torch.randint(len(betas), (), generator=g))
     kind = {k: float(v[person]) for k, v in phenotypes.items()}
-    sex = "male" if kind["gender"] > 0.5 else "female"
+    sex = "female" if kind["gender"] > 0.5 else "male"
     age = (kind["age"] - 0.58) / 0.30
     share = kind["african"] / (kind["african"] + kind["asian"] + kind["caucasian"])
     tone = min(max(0.45 * share + 0.75 * u() - 0.08, 0.0), 0.999) * (len(TONES) - 1)

@@ -156,7 +156,7 @@ def brow_mask(p: wp.vec3, look: Look):
     t = (ax - 0.0115) / 0.0415
     if t < -0.1 or t > 1.1 or p[1] > -0.10:
         return float(0.0)
-    zc = 0.9165 + 0.0125 * wp.sin(wp.clamp(t, 0.0, 1.0) * 2.25) * 0.75
+    zc = 0.9188 + 0.0062 * wp.sin(wp.clamp(t, 0.0, 1.0) * 2.25)
     half = look.brow_width * (0.55 + 0.6 * wp.min(t * 3.0 + 0.45, 1.0) - 0.75 * wp.max(t - 0.35, 0.0))
     hair = wp.noise(wp.rand_init(look.seed + 5), wp.vec3(ax * 900.0 - (p[2] - zc) * 700.0 * (1.2 - t), p[2] * 60.0, p[0] * 5.0))
     d = wp.abs(p[2] - zc) / half + 0.35 * hair
@@ -364,7 +364,7 @@ def colour_at(hit: wp.vec4, o: wp.vec3, d: wp.vec3, jitter: wp.vec3, s: Surface,
     if k == 1:
         albedo = eye_paint(p, look)
         gloss = 6.0
-        power = 420.0
+        power = 260.0
         ao = 0.35 + 0.65 * ao
     if k == 2:
         albedo = wp.vec3(0.20, 0.035, 0.03)

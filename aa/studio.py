@@ -295,7 +295,7 @@ def default_backdrop(width: int, height: int) -> np.ndarray:
     return (np.array(BACKDROP[0]) * (1 - t) + np.array(BACKDROP[1]) * t).astype(np.float32)
 
 
-PRESENTING = ((0.26, -0.02, -1.0), (0.10, -0.85, 0.16), -0.55)  # posture of the arms: forearms raised in front, palms half up
+PRESENTING = ((0.22, -0.02, -1.0), (-0.02, -0.85, 0.12), -0.35)  # posture of the arms: forearms raised in front, palms half up
 
 
 def portrait(

@@ -4,6 +4,7 @@ Every added vertex has a place on the mean body (for the paint), a rest position
 actions, so that `Body.pose` moves the whole figure.
 """
 
+import math
 from dataclasses import dataclass, replace
 
 import torch
@@ -148,19 +149,26 @@ def shirt_cover(p: torch.Tensor, arm: torch.Tensor, identity: Identity) -> torch
     return torch.minimum(d, (identity.sleeve - arm) * 0.28)
 
 
+def hairline_at(azimuth: torch.Tensor) -> torch.Tensor:
+    """Height (m) of the mean head's hairline at azimuths in degrees."""
+    at, height = torch.tensor(HAIRLINE).T.contiguous()
+    azimuth = azimuth.clamp(0, 180)
+    right = torch.bucketize(azimuth, at).clamp(1, len(at) - 1)
+    t = (azimuth - at[right - 1]) / (at[right] - at[right - 1])
+    return height[right - 1] + t * (height[right] - height[right - 1])
+
+
 def hair_distance(p: torch.Tensor, identity: Identity) -> torch.Tensor:
     """Signed distance (V,) in metres above the hairline of the mean head (negative: bare skin)."""
     x, y, z = p.unbind(-1)
     azimuth = torch.rad2deg(torch.atan2(x.abs(), -(y - HEAD_CENTRE[1])))
-    at, height = torch.tensor(HAIRLINE).T.contiguous()
-    right = torch.bucketize(azimuth, at).clamp(1, len(at) - 1)
-    t = ((azimuth - at[right - 1]) / (at[right] - at[right - 1])).clamp(0, 1)
-    line = height[right - 1] + t * (height[right] - height[right - 1])
+    line, step = hairline_at(azimuth), 7.0
+    slope = (hairline_at(azimuth + step) - hairline_at(azimuth - step)) / (2 * math.radians(step) * 0.075)  # on a head of 75 mm
     if identity.sex == "female":
         line = line + 0.020 * ((azimuth > 60) & (azimuth < 90))  # no sideburns
     else:
         line = line + 0.016 * identity.age * torch.exp(-((azimuth - 32) / 14).square())  # receding corners
-    return (z - line) * 0.8
+    return (z - line) * 0.85 / (1 + slope.square()).sqrt()
 
 
 def compact(faces: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -231,7 +239,7 @@ def add_clothes(layers: Layers, identity: Identity, arm: torch.Tensor, cover: to
     sleeve = (identity.sleeve - arm) * 0.28
     mask[:, 2] = torch.minimum(sleeve, z - 0.075 + 10 * (arm > 0.3))  # the shader cuts the neckline
     close = 0.4 + 0.6 * (sleeve / 0.06).clamp(0, 1)  # cuffs hug the arm
-    add_layer(layers, tights[cover[tights].amax(1) > -0.01], 6, 10, 0.012 * close, 0.009 * close, mask)
+    add_layer(layers, tights[cover[tights].amax(1) > -0.01], 6, 10, 0.009 * close, 0.008 * close, mask)
     legs = (z[tights].amax(1) < 0.14) & (arm[tights].amax(1) == 0)
     add_layer(layers, tights[legs], 7, 4, 0.004, 0.002, mask)
     foot = torch.isin(body.face_region, torch.tensor([REGIONS.index(n) for n in ("foot", "nail")])) & (
@@ -280,16 +288,17 @@ def add_grid(layers: Layers, make, share, mask, faces, kind: int):
 
 def add_collar(layers: Layers):
     """A turned-down shirt collar, open at the front."""
-    columns, rows = 56, ((-0.014, 0.007), (0.020, 0.006), (0.024, 0.011), (0.010, 0.017), (-0.012, 0.024))
+    columns, rows = 56, ((-0.022, 0.009), (0.014, 0.007), (0.018, 0.011), (0.004, 0.018), (-0.022, 0.027))
     azimuth = torch.linspace(0.20, 2 * torch.pi - 0.20, columns)
-    faces = layers.body.faces[layers.body.region_faces("neck", "torso", "scalp", "upperarm")]
+    faces = layers.body.faces[layers.body.region_faces("neck", "scalp")]
     front = torch.exp(-((torch.pi - (azimuth - torch.pi).abs()) / 0.5).square())
 
     def make(vertices, shift):
         y = torch.full_like(azimuth, -0.03)
         for _ in range(3):  # the neckline's plane where it meets the neck
-            z = 0.745 + 0.36 * (y + 0.02)
+            z = 0.762 + 0.34 * (y + 0.02)
             r = ray_radius(vertices, faces, (0.0, -0.02 + float(shift[1])), azimuth, z + shift[2])
+            r = torch.cat([r[:1]] * 3 + [r] + [r[-1:]] * 3).unfold(0, 7, 1).mean(-1).clamp(0.05, 0.085)
             y = -0.02 - r * azimuth.cos()
         out = []
         for i, (up, off) in enumerate(rows):
@@ -332,17 +341,17 @@ def add_hair(layers: Layers, identity: Identity, hairline: torch.Tensor):
 
 def add_hanging(layers: Layers, identity: Identity, lowest: float):
     """Hair that falls from the scalp over the back and the sides, outside the neck and the shoulders."""
-    columns, rows, first = 80, 36, 1.40 if lowest > 0.75 else 1.62
+    columns, rows, first = 80, 36, 1.40 if lowest > 0.75 else 1.50
     azimuth = torch.linspace(first, 2 * torch.pi - first, columns)
     z = torch.linspace(0.968, lowest, rows)
     az, height = azimuth.repeat(rows), z.repeat_interleave(columns)
-    faces = layers.body.faces[layers.body.region_faces("scalp", "neck", "torso", "upperarm", *(["ear"] if lowest > 0.75 else []))]
+    faces = layers.body.faces[layers.body.region_faces("scalp", "neck", "torso", "upperarm", "ear")]
 
     def radius(vertices, shift):
         centre = (0.0, -0.03 + float(shift[1]))
         r = ray_radius(vertices, faces, centre, az, height + shift[2]).view(rows, columns)
         for i in range(1, rows):  # hair hangs: it does not follow hollows inwards, nor the shoulders all the way out
-            r[i] = torch.maximum(torch.minimum(r[i], r[i - 1] * 1.05 + 0.002), r[i - 1] * (0.995 if z[i] > 0.85 else 0.985))
+            r[i] = torch.maximum(torch.minimum(r[i], r[i - 1] * 1.05 + 0.002), r[i - 1] * (0.998 if z[i] > 0.78 else 0.99))
         pad = torch.cat([r[:, :1]] * 4 + [r] + [r[:, -1:]] * 4, 1)
         return pad.unfold(1, 9, 1).mean(-1)
 
