@@ -69,7 +69,7 @@ def sample(image, pixels, radius) -> np.ndarray:
     sigmas = [0.0, 0.7, 1.4, 2.8, 5.6]
     stack = [image if s == 0 else cv2.GaussianBlur(image, (0, 0), s) for s in sigmas]
     n = len(pixels)
-    at = np.zeros((-(-n // 1024), 1024, 2), np.float32)  # OpenCV takes no rows longer than 32767
+    at = np.zeros((max(1, -(-n // 1024)), 1024, 2), np.float32)  # OpenCV takes no rows longer than 32767, and no empty table
     at.reshape(-1, 2)[:n] = pixels - 0.5
     read = [cv2.remap(s, at, None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE).reshape(-1, 3)[:n] for s in stack]
     read = np.stack(read)
