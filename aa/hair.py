@@ -1,0 +1,114 @@
+"""Hair of the studio's people: a cap of translucent shells over the scalp, hanging hair, a bun."""
+
+import math
+
+import torch
+
+from aa.identities import Identity
+from aa.layers import Layers, add_grid, compact, grid_faces, ray_radius, smooth, vertex_normals
+
+HEAD_CENTRE = (0.0, -0.045, 0.905)
+# Hairline of the mean head: height (m) by azimuth (degrees from the nose).
+HAIRLINE = (
+    (0, 0.986), (22, 0.985), (38, 0.976), (50, 0.958), (62, 0.930), (70, 0.885), (84, 0.874), (96, 0.880),
+    (112, 0.856), (128, 0.838), (150, 0.822), (180, 0.814),
+)  # fmt: skip
+# Hair by style: thickness in metres on top and at the sides, levels of the translucent shells, lowest z of hanging hair.
+STYLES = {
+    "buzz": (0.0035, 0.003, 3, None), "short": (0.016, 0.008, 6, None), "side": (0.026, 0.009, 6, None),
+    "swept": (0.024, 0.008, 6, None), "bun": (0.009, 0.007, 4, None), "bob": (0.020, 0.016, 6, 0.79), "long": (0.018, 0.014, 6, 0.655),
+}  # fmt: skip
+
+
+def hairline_at(azimuth: torch.Tensor) -> torch.Tensor:
+    """Height (m) of the mean head's hairline at azimuths in degrees."""
+    at, height = torch.tensor(HAIRLINE).T.contiguous()
+    azimuth = azimuth.clamp(0, 180)
+    right = torch.bucketize(azimuth, at).clamp(1, len(at) - 1)
+    t = (azimuth - at[right - 1]) / (at[right] - at[right - 1])
+    return height[right - 1] + t * (height[right] - height[right - 1])
+
+
+def hair_distance(p: torch.Tensor, identity: Identity) -> torch.Tensor:
+    """Signed distance (V,) in metres above the hairline of the mean head (negative: bare skin)."""
+    x, y, z = p.unbind(-1)
+    azimuth = torch.rad2deg(torch.atan2(x.abs(), -(y - HEAD_CENTRE[1])))
+    line, step = hairline_at(azimuth), 7.0
+    slope = (hairline_at(azimuth + step) - hairline_at(azimuth - step)) / (2 * math.radians(step) * 0.075)  # on a head of 75 mm
+    if identity.sex == "female":
+        line = line + 0.020 * ((azimuth > 60) & (azimuth < 90))  # no sideburns
+    else:
+        line = line + 0.016 * identity.age * torch.exp(-((azimuth - 32) / 14).square())  # receding corners
+    return (z - line) * 0.85 / (1 + slope.square()).sqrt()
+
+
+def add_hair(layers: Layers, identity: Identity, hairline: torch.Tensor):
+    """A cap over the scalp: an opaque core and translucent shells with strands; hanging hair and bun by style."""
+    top, side, shells, lowest = STYLES[identity.hair_style]
+    body = layers.body
+    scalp = body.faces[body.region_faces("scalp", "face")]
+    used, local = compact(scalp[hairline[scalp].amax(1) > -0.012])
+    m = hairline[used]
+    base = body.v_template[used]
+    rise = ((base[:, 2] - 0.93) / 0.07).clamp(0, 1)
+    front = torch.exp(-((base - torch.tensor([0.0, -0.10, 0.99])) / 0.05).square().sum(1))
+    grow = ((m + 0.004) / 0.030).clamp(0, 1)
+    thick = (side + (top - side) * rise) * (0.12 + 0.88 * grow * (2 - grow)) * (1 + 0.25 * front)
+    rest = smooth(layers.rest[used], local, 3)
+    normal = vertex_normals(rest, local)
+    for i in range(shells + 1):
+        level = 0.30 + 0.75 * i / shells
+        place = rest + normal * (thick * level)[:, None]
+        mask = torch.stack([torch.ones_like(m), torch.full_like(m, (level - 0.3) / 0.75), m, m], 1)
+        layers.add_on(used, base, place, mask, local, 8 if i == 0 and identity.hair_style != "buzz" else 9)
+    if lowest is not None:
+        add_hanging(layers, identity, lowest)
+    if identity.hair_style == "bun":
+        add_bun(layers)
+
+
+def add_hanging(layers: Layers, identity: Identity, lowest: float):
+    """Hair that falls from the scalp over the back and the sides, outside the neck and the shoulders."""
+    columns, rows, first = 80, 36, 1.40 if lowest > 0.75 else 1.50
+    azimuth = torch.linspace(first, 2 * torch.pi - first, columns)
+    z = torch.linspace(0.968, lowest, rows)
+    az, height = azimuth.repeat(rows), z.repeat_interleave(columns)
+    faces = layers.body.faces[layers.body.region_faces("scalp", "neck", "torso", "upperarm", "ear")]
+
+    def radius(vertices, shift):
+        centre = (0.0, -0.03 + float(shift[1]))
+        r = ray_radius(vertices, faces, centre, az, height + shift[2]).view(rows, columns)
+        for i in range(1, rows):  # hair hangs: it does not follow hollows inwards, nor the shoulders all the way out
+            r[i] = torch.maximum(torch.minimum(r[i], r[i - 1] * 1.05 + 0.002), r[i - 1] * (0.998 if z[i] > 0.78 else 0.99))
+        pad = torch.cat([r[:, :1]] * 4 + [r] + [r[:, -1:]] * 4, 1)
+        return pad.unfold(1, 9, 1).mean(-1)
+
+    edge = (torch.minimum(az, 2 * torch.pi - az) - first) * 0.1
+    m = torch.minimum((height - lowest) * 0.25, edge * 0.8 + 0.002)
+    share = 0.75 * (((0.85 - height) / 0.17).clamp(0, 1)) ** 1.5
+    for i, gap in enumerate((0.012, 0.016, 0.019, 0.022)):
+
+        def make(vertices, shift, gap=gap):
+            tuck = gap * (0.35 + 0.65 * ((0.968 - z) / 0.06).clamp(0, 1))[:, None]
+            r = (radius(vertices, shift) + tuck).flatten()
+            return torch.stack([r * az.sin() + shift[0], -0.03 + shift[1] - r * az.cos(), height + shift[2]], -1)
+
+        mask = torch.stack([torch.ones_like(m), torch.full_like(m, 0.25 + 0.25 * i), m, m], 1)
+        add_grid(layers, make, share, mask, grid_faces(rows, columns), 8 if i == 0 else 9)
+
+
+def add_bun(layers: Layers):
+    """A knot at the back of the crown."""
+    rows, columns = 12, 24
+    theta, phi = (
+        torch.linspace(0.02, 3.12, rows).repeat_interleave(columns),
+        torch.arange(columns).repeat(rows) * (2 * torch.pi / columns),
+    )
+    unit = torch.stack([theta.sin() * phi.sin(), -theta.sin() * phi.cos(), theta.cos()], -1)
+    for i in range(3):
+
+        def make(vertices, shift, i=i):
+            return torch.tensor([0.0, 0.045, 1.008]) + shift + unit * torch.tensor([0.036, 0.032, 0.032]) * (0.9 + 0.07 * i)
+
+        mask = torch.tensor([1.0, 0.3 + 0.35 * i, 0.05, 0.05]).repeat(len(unit), 1)
+        add_grid(layers, make, torch.zeros(len(unit)), mask, grid_faces(rows, columns, True), 8 if i == 0 else 9)
