@@ -16,7 +16,8 @@ HAIRLINE = (
 # Hair by style: thickness in metres on top and at the sides, levels of the translucent shells, lowest z of hanging hair.
 STYLES = {
     "buzz": (0.0035, 0.003, 3, None), "short": (0.016, 0.008, 6, None), "side": (0.026, 0.009, 6, None),
-    "swept": (0.024, 0.008, 6, None), "bun": (0.009, 0.007, 4, None), "bob": (0.020, 0.016, 6, 0.79), "long": (0.018, 0.014, 6, 0.655),
+    "swept": (0.024, 0.008, 6, None), "bun": (0.009, 0.007, 4, None), "bob": (0.020, 0.016, 6, 0.79),
+    "long": (0.018, 0.014, 6, 0.655),
 }  # fmt: skip
 
 

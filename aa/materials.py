@@ -191,3 +191,106 @@ def cloth_paint(k: int, p: wp.vec3, m: wp.vec4, look: Look):
                 c = wp.vec3(0.15, 0.14, 0.13)
     weave = wp.sin(w * 3300.0) * wp.sin(h * 3300.0)
     return c * (1.0 + 0.05 * weave + 0.08 * grain(p, 220.0, look.seed + 13))
+
+
+@wp.struct
+class Finish:
+    """A material at a place."""
+
+    albedo: wp.vec3
+    wrap: wp.vec3  # how far light of each colour bleeds past the terminator
+    gloss: float
+    power: float  # of the highlight
+    ao: float  # how open to the sky
+
+
+@wp.func
+def skin_finish(r: Finish, k: int, p: wp.vec3, m: wp.vec4, look: Look):
+    """Skin (k 0), oilier on the nose, the brow and the lips, and nails (k 11)."""
+    lip = wp.smoothstep(0.3, 0.8, m[1])
+    side = wp.vec3(wp.abs(p[0]), p[1], p[2])
+    shine = blob(side, wp.vec3(0.0, -0.165, 0.885), 0.03) + blob(p, wp.vec3(0.0, -0.15, 0.955), 0.035)
+    r.albedo = skin_paint(p, m, look)
+    r.wrap = wp.vec3(0.38, 0.20, 0.14)
+    r.gloss = 0.75 + 0.35 * shine + 0.7 * lip
+    r.power = 16.0 + 26.0 * lip + 8.0 * shine
+    if k == 11:
+        r.albedo = mix3(r.albedo, wp.vec3(0.75, 0.50, 0.45), 0.4)
+        r.gloss = 2.0
+        r.power = 50.0
+    return r
+
+
+@wp.func
+def finish(k: int, p: wp.vec3, m: wp.vec4, gape: float, look: Look):
+    """What matter of kind `k` looks like at a place; the mouth is dark inside and its teeth show as the lips part."""
+    r = Finish()
+    r.albedo = wp.vec3(0.02, 0.015, 0.015)
+    r.wrap = wp.vec3(0.12, 0.12, 0.12)
+    r.gloss = 0.35
+    r.power = 8.0
+    r.ao = m[0]
+    if k == 0 or k == 11:
+        return skin_finish(r, k, p, m, look)
+    if k == 1:
+        r.albedo = eye_paint(p, look)
+        r.gloss = 6.0
+        r.power = 260.0
+        r.ao = 0.35 + 0.65 * m[0]
+    if k == 2:
+        r.albedo = wp.vec3(0.20, 0.035, 0.03)
+        r.ao = 0.10 * wp.smoothstep(-0.10, -0.15, p[1]) + 0.25 * m[0]
+        r.gloss = 0.6
+    if k == 3:
+        r.albedo = wp.vec3(0.42, 0.12, 0.11) * (1.0 + 0.15 * grain(p, 600.0, 3))
+        r.ao = (0.15 + 0.55 * wp.smoothstep(-0.10, -0.145, p[1])) * (0.2 + 0.8 * gape)
+        r.gloss = 1.2
+        r.power = 30.0
+    if k == 4:
+        gap = wp.abs(wp.sin(wp.atan2(p[0], -(p[1] + 0.105)) * 10.5))
+        r.albedo = wp.vec3(0.72, 0.68, 0.58) * (0.55 + 0.45 * wp.smoothstep(0.0, 0.22, gap))
+        r.ao = (0.30 + 0.65 * wp.smoothstep(-0.115, -0.142, p[1])) * (0.06 + 0.94 * gape)
+        r.gloss = 2.0
+        r.power = 60.0
+    if k == 5:
+        r.albedo = look.brow * 0.25
+        r.gloss = 0.0
+    if k == 6 or k == 7:
+        r.albedo = cloth_paint(k, p, m, look)
+        r.gloss = 0.30
+        r.wrap = wp.vec3(0.18, 0.18, 0.18)
+    if k == 10:
+        r.albedo = look.shoe
+        r.gloss = 1.2
+        r.power = 40.0
+    return r
+
+
+@wp.func
+def fold_normal(n: wp.vec3, k: int, p: wp.vec3, m: wp.vec4, look: Look):
+    """Creases of cloth and pores of skin, as a bump on the normal."""
+    if k == 6 or k == 7:
+        near = 0.30 + 0.9 * wp.exp(-wp.pow((m[3] - 1.0) / 0.22, 2.0)) + 0.5 * wp.exp(-wp.pow((p[2] - 0.17) / 0.09, 2.0))
+        q = wp.vec3(p[0] * 16.0 + p[2] * 9.0, p[1] * 16.0, p[2] * 30.0 - wp.abs(p[0]) * 22.0)
+        b = wp.curlnoise(wp.rand_init(look.seed + 14), q)
+        return wp.normalize(n + b * (0.20 * near))
+    if k == 0 or k == 11:
+        b = wp.curlnoise(wp.rand_init(look.seed + 15), p * 520.0)
+        lip = wp.smoothstep(0.3, 0.8, m[1])
+        return wp.normalize(n + b * (0.018 + 0.03 * look.age + 0.02 * lip))
+    return n
+
+
+@wp.func
+def light(n: wp.vec3, v: wp.vec3, l: wp.vec3, albedo: wp.vec3, wrap: wp.vec3, gloss: float, power: float):
+    """Wrapped diffuse (skin lets red light bleed past the terminator) and a Blinn highlight with Fresnel."""
+    x = wp.dot(n, l)
+    d = wp.vec3(
+        wp.max((x + wrap[0]) / (1.0 + wrap[0]), 0.0),
+        wp.max((x + wrap[1]) / (1.0 + wrap[1]), 0.0),
+        wp.max((x + wrap[2]) / (1.0 + wrap[2]), 0.0),
+    )
+    h = wp.normalize(l + v)
+    fresnel = 0.035 + 0.965 * wp.pow(1.0 - wp.max(wp.dot(h, v), 0.0), 5.0)
+    spec = gloss * fresnel * (power + 8.0) * 0.04 * wp.pow(wp.max(wp.dot(n, h), 0.0), power) * wp.smoothstep(-0.05, 0.2, x)
+    return wp.cw_mul(albedo, d) + wp.vec3(spec, spec, spec)

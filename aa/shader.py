@@ -3,7 +3,7 @@
 
 import warp as wp
 
-from aa.materials import Look, blob, cloth_paint, eye_paint, grain, mix3, neck_cover, skin_paint, strand_noise
+from aa.materials import Look, finish, fold_normal, light, mix3, neck_cover, strand_noise
 
 wp.set_module_options({"enable_backward": False})
 
@@ -74,36 +74,6 @@ def cast(mesh: wp.uint64, first: int, s: Surface, look: Look, o: wp.vec3, d: wp.
 
 
 @wp.func
-def fold_normal(n: wp.vec3, k: int, p: wp.vec3, m: wp.vec4, s: Surface, look: Look):
-    """Creases of cloth and pores of skin, as a bump on the normal."""
-    if k == 6 or k == 7:
-        near = 0.30 + 0.9 * wp.exp(-wp.pow((m[3] - 1.0) / 0.22, 2.0)) + 0.5 * wp.exp(-wp.pow((p[2] - 0.17) / 0.09, 2.0))
-        q = wp.vec3(p[0] * 16.0 + p[2] * 9.0, p[1] * 16.0, p[2] * 30.0 - wp.abs(p[0]) * 22.0)
-        b = wp.curlnoise(wp.rand_init(look.seed + 14), q)
-        return wp.normalize(n + b * (0.20 * near))
-    if k == 0 or k == 11:
-        b = wp.curlnoise(wp.rand_init(look.seed + 15), p * 520.0)
-        lip = wp.smoothstep(0.3, 0.8, m[1])
-        return wp.normalize(n + b * (0.018 + 0.03 * look.age + 0.02 * lip))
-    return n
-
-
-@wp.func
-def light(n: wp.vec3, v: wp.vec3, l: wp.vec3, albedo: wp.vec3, wrap: wp.vec3, gloss: float, power: float):
-    """Wrapped diffuse (skin lets red light bleed past the terminator) and a Blinn highlight with Fresnel."""
-    x = wp.dot(n, l)
-    d = wp.vec3(
-        wp.max((x + wrap[0]) / (1.0 + wrap[0]), 0.0),
-        wp.max((x + wrap[1]) / (1.0 + wrap[1]), 0.0),
-        wp.max((x + wrap[2]) / (1.0 + wrap[2]), 0.0),
-    )
-    h = wp.normalize(l + v)
-    fresnel = 0.035 + 0.965 * wp.pow(1.0 - wp.max(wp.dot(h, v), 0.0), 5.0)
-    spec = gloss * fresnel * (power + 8.0) * 0.04 * wp.pow(wp.max(wp.dot(n, h), 0.0), power) * wp.smoothstep(-0.05, 0.2, x)
-    return wp.cw_mul(albedo, d) + wp.vec3(spec, spec, spec)
-
-
-@wp.func
 def strand_light(t: wp.vec3, n: wp.vec3, v: wp.vec3, l: wp.vec3, albedo: wp.vec3, shift: float):
     """Kajiya-Kay hair: diffuse by the sine to the strand, a white and a coloured highlight along it."""
     x = wp.dot(t, l)
@@ -115,6 +85,16 @@ def strand_light(t: wp.vec3, n: wp.vec3, v: wp.vec3, l: wp.vec3, albedo: wp.vec3
     s1 = 0.055 * wp.pow(wp.max(1.0 - a * a, 0.0), 55.0) * front
     s2 = 0.9 * wp.pow(wp.max(1.0 - b * b, 0.0), 14.0) * front
     return albedo * (d + s2) + wp.vec3(s1, s1, s1)
+
+
+@wp.func
+def tone(c: float):
+    """Soft shoulder, then the sRGB curve."""
+    x = wp.max(c, 0.0)
+    x = x * (1.0 + 0.10 * x) / (1.0 + 0.42 * x)
+    if x < 0.0031308:
+        return 12.92 * x
+    return 1.055 * wp.pow(wp.min(x, 1.0), 0.4166667) - 0.055
 
 
 @wp.func
@@ -136,7 +116,18 @@ def hair_colour(p: wp.vec3, n: wp.vec3, v: wp.vec3, m: wp.vec4, key: wp.vec3, sh
 
 
 @wp.func
+def shadow(x: wp.vec3, n: wp.vec3, key: wp.vec3, lift: float, s: Surface, look: Look):
+    """1 where the key light reaches, 0 where something stands before it."""
+    if wp.dot(n, key) > -0.1:
+        block = cast(s.solid, 0, s, look, x + n * lift + key * 0.002, key, 0.7)
+        if block[0] >= 0.0:
+            return 0.0
+    return 1.0
+
+
+@wp.func
 def colour_at(hit: wp.vec4, o: wp.vec3, d: wp.vec3, jitter: wp.vec3, s: Surface, look: Look):
+    """Linear colour of a hit: key light with a shadow ray, fill, two rim lights, sky; `jitter` moves the key on its lamp."""
     f = int(hit[1])
     k = s.kind[f]
     t = s.tri[f]
@@ -145,93 +136,28 @@ def colour_at(hit: wp.vec4, o: wp.vec3, d: wp.vec3, jitter: wp.vec3, s: Surface,
     n = wp.normalize(corner3(s.normals, t, hit[2], hit[3]))
     v = -d
     if wp.dot(n, v) < 0.0 and (k == 6 or k == 8 or k == 9):
-        n = n - v * (1.02 * wp.dot(n, v))  # rounded rims of thin sheets
-        n = wp.normalize(n)
-    x = o + d * hit[0]
+        n = wp.normalize(n - v * (1.02 * wp.dot(n, v)))  # rounded rims of thin sheets
     if k == 0 and m[2] > 0.010 and neck_cover(p, look) > 0.010 and p[2] < 0.775:
         k = 6  # skin that pokes through the shirt wears its colour
+    x = o + d * hit[0]
     key = wp.normalize(wp.vec3(-0.55, -0.80, 0.85) + jitter)
-    lit = float(1.0)
-    lift = float(0.0025)
     if k == 8 or k == 9:
-        lift = 0.012
-    if wp.dot(n, key) > -0.1:
-        block = cast(s.solid, 0, s, look, x + n * lift + key * 0.002, key, 0.7)
-        if block[0] >= 0.0:
-            lit = 0.0
-    if k == 8 or k == 9:
-        return hair_colour(p, n, v, m, key, 0.25 + 0.75 * lit, s, look)
-    b = fold_normal(n, k, p, m, s, look)
-    albedo = wp.vec3(0.02, 0.015, 0.015)
-    wrap = wp.vec3(0.12, 0.12, 0.12)
-    gloss = float(0.35)
-    power = float(8.0)
-    ao = m[0]
-    if k == 0 or k == 11:
-        albedo = skin_paint(p, m, look)
-        wrap = wp.vec3(0.38, 0.20, 0.14)
-        lip = wp.smoothstep(0.3, 0.8, m[1])
-        shine = blob(wp.vec3(wp.abs(p[0]), p[1], p[2]), wp.vec3(0.0, -0.165, 0.885), 0.03) + blob(
-            p, wp.vec3(0.0, -0.15, 0.955), 0.035
-        )
-        gloss = 0.75 + 0.35 * shine + 0.7 * lip
-        power = 16.0 + 26.0 * lip + 8.0 * shine
-        if k == 11:
-            albedo = mix3(albedo, wp.vec3(0.75, 0.50, 0.45), 0.4)
-            gloss = 2.0
-            power = 50.0
-    if k == 1:
-        albedo = eye_paint(p, look)
-        gloss = 6.0
-        power = 260.0
-        ao = 0.35 + 0.65 * ao
-    if k == 2:
-        albedo = wp.vec3(0.20, 0.035, 0.03)
-        ao = 0.10 * wp.smoothstep(-0.10, -0.15, p[1]) + 0.25 * ao
-        gloss = 0.6
-    if k == 3:
-        albedo = wp.vec3(0.42, 0.12, 0.11) * (1.0 + 0.15 * grain(p, 600.0, 3))
-        ao = (0.15 + 0.55 * wp.smoothstep(-0.10, -0.145, p[1])) * (0.2 + 0.8 * s.gape)
-        gloss = 1.2
-        power = 30.0
-    if k == 4:
-        gap = wp.abs(wp.sin(wp.atan2(p[0], -(p[1] + 0.105)) * 10.5))
-        albedo = wp.vec3(0.72, 0.68, 0.58) * (0.55 + 0.45 * wp.smoothstep(0.0, 0.22, gap))
-        ao = (0.10 + 0.70 * wp.smoothstep(-0.115, -0.148, p[1])) * (0.06 + 0.94 * s.gape)
-        gloss = 2.0
-        power = 60.0
-    if k == 5:
-        albedo = look.brow * 0.25
-        gloss = 0.0
-    if k == 6 or k == 7:
-        albedo = cloth_paint(k, p, m, look)
-        gloss = 0.30
-        wrap = wp.vec3(0.18, 0.18, 0.18)
-    if k == 10:
-        albedo = look.shoe
-        gloss = 1.2
-        power = 40.0
+        return hair_colour(p, n, v, m, key, 0.25 + 0.75 * shadow(x, n, key, 0.012, s, look), s, look)
+    r = finish(k, p, m, s.gape, look)
+    lit = shadow(x, n, key, 0.0025, s, look)
     if k >= 2 and k <= 4:
-        lit = lit * wp.min(1.0, 0.35 + ao)
-    c = light(b, v, key, albedo, wrap, gloss, power) * (1.55 * (0.16 + 0.84 * lit) * (0.55 + 0.45 * ao))
-    c = c + light(b, v, wp.normalize(wp.vec3(0.80, -0.62, 0.20)), albedo, wrap, gloss * 0.7, power) * (0.36 * ao)
-    c = c + light(b, v, wp.normalize(wp.vec3(0.72, 0.62, 0.42)), albedo, wrap * 0.3, gloss, power) * (1.25 * ao)
-    c = c + light(b, v, wp.normalize(wp.vec3(-0.85, 0.55, 0.25)), albedo, wrap * 0.3, gloss, power) * (0.45 * ao)
+        lit = lit * wp.min(1.0, 0.35 + r.ao)
+    b = fold_normal(n, k, p, m, look)
+    rim = r.wrap * 0.3
+    c = light(b, v, key, r.albedo, r.wrap, r.gloss, r.power) * (1.55 * (0.16 + 0.84 * lit) * (0.55 + 0.45 * r.ao))
+    c = c + light(b, v, wp.normalize(wp.vec3(0.80, -0.62, 0.20)), r.albedo, r.wrap, r.gloss * 0.7, r.power) * (0.36 * r.ao)
+    c = c + light(b, v, wp.normalize(wp.vec3(0.72, 0.62, 0.42)), r.albedo, rim, r.gloss, r.power) * (1.25 * r.ao)
+    c = c + light(b, v, wp.normalize(wp.vec3(-0.85, 0.55, 0.25)), r.albedo, rim, r.gloss, r.power) * (0.45 * r.ao)
     sky = mix3(wp.vec3(0.40, 0.36, 0.34), wp.vec3(0.56, 0.59, 0.64), 0.5 + 0.5 * b[2])
-    occlusion = wp.vec3(ao, ao, ao)
-    if k == 0:
-        occlusion = wp.vec3(wp.pow(ao, 0.75), ao, wp.pow(ao, 1.1))
-    return c + wp.cw_mul(wp.cw_mul(albedo, sky), occlusion) * 0.60
-
-
-@wp.func
-def tone(c: float):
-    """Soft shoulder, then the sRGB curve."""
-    x = wp.max(c, 0.0)
-    x = x * (1.0 + 0.10 * x) / (1.0 + 0.42 * x)
-    if x < 0.0031308:
-        return 12.92 * x
-    return 1.055 * wp.pow(wp.min(x, 1.0), 0.4166667) - 0.055
+    occluded = wp.vec3(r.ao, r.ao, r.ao)
+    if k == 0:  # light that leaves a crease of skin is red
+        occluded = wp.vec3(wp.pow(r.ao, 0.75), r.ao, wp.pow(r.ao, 1.1))
+    return c + wp.cw_mul(wp.cw_mul(r.albedo, sky), occluded) * 0.60
 
 
 @wp.kernel

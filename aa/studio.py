@@ -63,7 +63,7 @@ def film(
         (tri (N,), bary (N, 3)) or None; particles (P,) rows of it to keep, all by default; K (3, 3), viewmat (4, 4), by default
         the half-length camera; supersample n: n x n rays a pixel; artefacts: None for studio-hq, else studio-sync; seed of the
         artefacts; speech: audio and phonemes to attach. The body's device does the work.
-    Returns: `Clip`. A particle counts as visible when the first thing on the ray towards it is itself, or the cloth or hair over it.
+    Returns: `Clip`. A particle is visible when the ray towards it first meets itself, or the cloth or hair over it.
     """
     stage = Stage(body, identity, body.device)
     if K is None or viewmat is None:
@@ -103,8 +103,9 @@ class Tracker:
         n = len(layout.tri)
         self.particles = np.arange(n) if particles is None else np.asarray(particles, np.int64)
         self.stage, self.K, self.view = stage, torch.as_tensor(K).float(), torch.as_tensor(viewmat).float()
-        self.corners = body.faces[layout.tri[self.particles]].cpu()
-        self.bary = layout.bary[self.particles].float().cpu()
+        kept = torch.from_numpy(self.particles)
+        self.corners = body.faces.cpu()[layout.tri.cpu()[kept]]
+        self.bary = layout.bary.cpu()[kept].float()
         stage.pose(None, None, None)
         rest = stage.body.v_template.cpu()
         normals = vertex_normals(rest[: len(body.v_template)], body.faces[stage.drawn].cpu())
@@ -135,6 +136,7 @@ class Tracker:
 
 
 PRESENTING = ((0.22, -0.02, -1.0), (-0.02, -0.85, 0.12), -0.35)  # posture of the arms: forearms raised in front, palms half up
+FRIENDLY = {"mouthSmileLeft": 0.16, "mouthSmileRight": 0.16, "browInnerUp": 0.10}  # facial actions; the lips stay closed
 
 
 def portrait(
@@ -143,7 +145,11 @@ def portrait(
     """A relaxed standing person with both hands in front of the body, mouth closed: (H, W, 3) uint8. The person is generated."""
     body = body or load_body()
     stage = Stage(body, identity, device)
-    stage.pose(torch.from_numpy(posture(body, PRESENTING, 0.6)).float().to(device), None, None)
+    actions = torch.zeros(len(body.action_names))
+    for name, value in FRIENDLY.items():
+        actions[body.action(name)] = value
+    pose = torch.from_numpy(posture(body, PRESENTING, 0.6)).float()
+    stage.pose(pose.to(device), actions.to(device), None)
     K, view = camera("portrait", width, height, person=stage.body)
     picture, _ = stage.shoot(K, view, width, height, samples)
     return (picture * 255 + 0.5).clip(0, 255).astype(np.uint8)

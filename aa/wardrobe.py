@@ -44,7 +44,8 @@ def dress(body: Body, identity: Identity) -> Figure:
     order = torch.cat([(~shell).nonzero()[:, 0], shell.nonzero()[:, 0]])
     faces = torch.cat(layers.face_parts)[order]
     mesh = replace(
-        body, v_template=torch.cat(layers.rest_parts), shape_dirs=torch.zeros(0, layers.count, 3), joint_template=body.joints(betas),
+        body, v_template=torch.cat(layers.rest_parts), shape_dirs=torch.zeros(0, layers.count, 3),
+        joint_template=body.joints(betas),
         joint_dirs=body.joint_dirs[:0], action_dirs=torch.cat(layers.action_parts, 1), weights=torch.cat(layers.weight_parts),
         faces=faces, face_uv=torch.zeros(0, 3, 2), face_region=torch.zeros(len(faces), dtype=torch.long),
     )  # fmt: skip
@@ -114,7 +115,7 @@ def add_skin(layers: Layers, cover: torch.Tensor, hairline: torch.Tensor):
 
 
 def add_layer(layers: Layers, faces, kind: int, rounds: int, offset, least, mask):
-    """A puffed, once subdivided copy of body triangles; mask (V, 4) on the body's vertices; offset and least (m) numbers or (V,)."""
+    """A puffed, once subdivided copy of body triangles; mask (V, 4) on the body's vertices; offset, least: m, (V,) or one."""
     body = layers.body
     used, local = compact(faces)
     pairs, fine = subdivide(local, len(used))
