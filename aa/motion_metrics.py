@@ -43,6 +43,11 @@ def stroke_speed(points) -> np.ndarray:
     return np.concatenate([speed[:1], speed])
 
 
+def tremor(points: torch.Tensor) -> float:
+    """Mean acceleration m/s^2 of points (T, n, 3): speed that changes from frame to frame."""
+    return 625 * float(points.diff(dim=0, n=2).norm(dim=-1).mean())
+
+
 def beat_alignment(speeds: list[np.ndarray], loudnesses: list[np.ndarray], draws: int = 500, seed: int = 0) -> float:
     """p-value: how often the strokes of hands are as well correlated with loudness if time is shifted at random.
 
@@ -97,6 +102,7 @@ class Judge:
             "truth": self.stage.lips(truth).numpy(), "made": self.stage.lips(made).numpy(), "voice": recipe.voice,
             "closures": closures(speech), "silent": silent_frames(speech, len(truth)).numpy(), "lip_local_mm": 1000 * float(gap),
             "true_speed": stroke_speed(truth.means[:, hands]), "speed": stroke_speed(made.means[:, hands]),
+            "jitter": tremor(made.means[:, hands]) / tremor(truth.means[:, hands]),
             "loudness": loudness(speech.audio, len(truth)), "seconds": seconds, "channels": channels("face", b.face),
         }  # fmt: skip
 
@@ -118,6 +124,35 @@ def summary(rows: list[dict]) -> dict:
         "lip_local_mm": mean(r["lip_local_mm"] for r in rows),
         "offset_frames": int(np.argmax(lags)) - 5,
         "gesture_speed_ratio": mean(r["speed"].mean() for r in rows) / mean(r["true_speed"].mean() for r in rows),
+        "jitter_ratio": mean(r["jitter"] for r in rows),
         "beat_p_value": beat_alignment([r["speed"] for r in rows], [r["loudness"] for r in rows]),
         "silence_aperture": mean(quiet) if quiet else None,
     }
+
+
+def real_mouth(video) -> np.ndarray:
+    """Inner-lip gap over face height (T,) at 25 fps of the person in a video, by MediaPipe's face mesh; gaps are interpolated.
+
+    Raises InputError if hardly any frame shows a face.
+    """
+    import mediapipe as mp
+
+    from aa.errors import InputError
+    from aa.media import FPS, iter_video
+
+    mesh = mp.solutions.face_mesh.FaceMesh(refine_landmarks=True)
+    gap = []
+    for frame, _ in iter_video(video, fps=FPS):
+        found = mesh.process(np.ascontiguousarray(frame)).multi_face_landmarks
+        if not found:
+            gap.append(np.nan)
+            continue
+        point = lambda i, f=found[0], s=frame.shape: np.array([f.landmark[i].x * s[1], f.landmark[i].y * s[0]])  # noqa: E731
+        gap.append(np.linalg.norm(point(13) - point(14)) / np.linalg.norm(point(10) - point(152)))
+    gap = np.asarray(gap)
+    seen = np.isfinite(gap)
+    if seen.mean() < 0.5:
+        raise InputError(
+            f"a face is found in {int(seen.sum())} of {len(gap)} frames of {video}: give a video of one person talking."
+        )
+    return np.interp(np.arange(len(gap)), np.flatnonzero(seen), gap[seen])

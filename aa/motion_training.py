@@ -9,11 +9,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn import functional as F
 
+from aa.audio import N_MELS
 from aa.embedding import Embedding, EmbeddingConfig, embedding_losses
 from aa.media import replacing
 from aa.motion import MotionConfig, MotionModel, noise_scheduler
 from aa.motion_data import Stage, learn_basis, make_clips, recipes
 from aa.parts import PARTS, Basis
+from aa.visemes import LIP_LOWER, LIP_UPPER, SKULL_FRONT, SKULL_TOP, UPPER_TEETH
 
 BASIS_CLIPS = 40
 RAMP = {"body": 15, "face": 4, "hand": 15}  # frames in which a clip leaves the rest it is joined to
@@ -60,13 +62,31 @@ class Clips:
             start = int(rng.integers(-self.window // 4, len(self.coordinates[n]) - self.window + 1))
             at = slice(max(start, 0), max(start, 0) + self.window)  # beginnings are drawn more often
             take = int(rng.integers(len(self.features[n])))
-            out.append((self.coordinates[n][at], self.features[n][take, at], self.silent[n][at]))
+            out.append((self.coordinates[n][at], disturbed(self.features[n][take, at], rng), self.silent[n][at]))
         return tuple(torch.stack(x).to(self.device) for x in zip(*out))
 
     def statistics(self) -> tuple[Tensor, Tensor]:
         """Mean and deviation (F,) of the features; bands that hardly vary are not blown up."""
         x = torch.cat([f.flatten(0, 1) for f in self.features])
         return x.mean(0), x.std(0).clamp_min(0.1)
+
+
+def disturbed(f: Tensor, rng: np.random.Generator) -> Tensor:
+    """Features (T, F) of another voice and microphone: mel bands moved by up to two, tilted, coloured, noisy; silence stays zero.
+
+    Cheap augmentation on top of `aa.audio.augment`: without it, clips are learned by heart.
+    """
+    mel = f[:, : 4 * N_MELS].unflatten(1, (4, N_MELS))
+    move = float(rng.uniform(-2, 2))
+    low = int(np.floor(move))
+    shift = lambda k: F.pad(mel, (2, 3), mode="replicate")[..., 2 + k : 2 + k + N_MELS]  # noqa: E731
+    mel = (low + 1 - move) * shift(low) + (move - low) * shift(low + 1)
+    at = torch.linspace(-1, 1, N_MELS)
+    colour = rng.normal() * 0.1 * at + 0.08 * rng.normal() * torch.cos(np.pi * at * rng.uniform(0.5, 3) + rng.uniform(0, 6.28))
+    noise = 0.03 * torch.from_numpy(rng.standard_normal(mel.shape).astype(np.float32))
+    mel = torch.where(mel > 0.05, mel + colour + 0.05 * rng.normal() + noise, mel).clamp_min(0)
+    rest = f[:, 4 * N_MELS :] * torch.tensor([1.0, 1.0, float(rng.uniform(0.5, 1.3))])  # pitch range differs between people
+    return torch.cat([mel.flatten(1), rest], 1)
 
 
 def optimise(parameters, loss, steps: int, rate: float, every: int = 0, after=lambda: None) -> list[dict[str, float]]:
@@ -120,6 +140,7 @@ def known_frames(batch: int, window: int, known: int, rng: np.random.Generator) 
 def motion_loss(x0_hat: Tensor, x0: Tensor, weight: Tensor, known: Tensor, velocity: float = 2.0) -> dict[str, Tensor]:
     """L_simple on clean latents and on their first differences; frames that were given do not count. weight (D,)."""
     free = (~known)[..., None].float()
+    x0_hat = torch.where(known[..., None], x0, x0_hat)  # so that the step out of the given frames counts
     simple = ((x0_hat - x0).square() * weight * free).sum(-1).mean()
     speed = ((x0_hat - x0).diff(dim=1).square() * weight * free[:, 1:]).sum(-1).mean()
     return {"total": simple + velocity * speed, "simple": simple, "velocity": speed}
@@ -136,6 +157,13 @@ class DiffusionBatch:
         # The mouth is what sound tells most about, and its errors are seen first.
         emphasis = {"body": 1.0, "face": 4.0, "hand": 1.0}
         self.weight = torch.cat([torch.full((latents[p],), emphasis[p] / latents[p]) for p in PARTS]).to(model.device)
+        self.lips = lip_reader(model.basis)
+
+    def loss(self, x0_hat: Tensor, x0: Tensor, known: Tensor) -> dict[str, Tensor]:
+        """L_simple, velocity and lips."""
+        terms = motion_loss(x0_hat, x0, self.weight, known)
+        lips = lip_loss(self.model, self.lips, x0_hat, x0)
+        return {**terms, "total": terms["total"] + 0.3 * lips, "lips": lips}
 
     def draw(self, lowest: float = 0.0):
         """x0 (B, T, D), heard (B, T, w), tau (B,), known (B, T), x_tau. `lowest`: smallest tau as a share of T."""
@@ -152,6 +180,23 @@ class DiffusionBatch:
         noise = torch.randn(x0.shape, generator=self.generator).to(m.device)
         known = known_frames(self.batch, c.window, c.known, self.rng).to(m.device)
         return x0, heard, tau, known, noised(x0, tau, self.alpha_bar, noise)
+
+
+def lip_reader(basis: Basis) -> Tensor:
+    """Opening of the lips in mm as a linear function (K,) of coordinates: the lower lip's way down, along the head's vertical."""
+    top, front, teeth = basis.parts.rest[[SKULL_TOP, SKULL_FRONT, UPPER_TEETH]]
+    back = F.normalize(top - front, dim=0)  # as in `aa.visemes.lip_aperture`
+    up = F.normalize(top - teeth - ((top - teeth) @ back) * back, dim=0)
+    a, b = ((basis.parts.face == v).nonzero()[0, 0] for v in (LIP_UPPER, LIP_LOWER))
+    face = 1000 * (basis.rows["face"][:, a] - basis.rows["face"][:, b]) @ up
+    return F.pad(face, (basis.sizes["body"], basis.sizes["hand"]))
+
+
+def lip_loss(model: MotionModel, reader: Tensor, x0_hat: Tensor, x0: Tensor) -> Tensor:
+    """Squared error of the lips' opening in units of 4 mm, closed lips counted five times: p, b and m need them."""
+    there = model.embedding.decoder(x0 * model.scale) @ reader
+    made = model.embedding.decoder(x0_hat * model.scale) @ reader
+    return (((made - there) / 4).square() * (1 + 4 * (there < 1.0))).mean()
 
 
 class Average:
@@ -178,7 +223,7 @@ def train_diffusion(model: MotionModel, clips: Clips, steps: int, seed: int = 0,
 
     def loss():
         x0, heard, tau, known, x_tau = source.draw()
-        return motion_loss(model.dit(x_tau, heard, tau, known, x0), x0, source.weight, known)
+        return source.loss(model.dit(x_tau, heard, tau, known, x0), x0, known)
 
     history = optimise(model.dit.parameters(), loss, steps, rate, every, mean.update)
     mean.load()
@@ -195,7 +240,7 @@ def train_refiner(model: MotionModel, clips: Clips, steps: int, seed: int = 0, b
             x0, heard, tau, known, x_tau = source.draw(lowest=0.25)
             x0_hat = torch.where(known[..., None], x0, model.dit(x_tau, heard, tau, known, x0))
         t = torch.as_tensor(first.integers(0, 2000, (batch, 1))).to(x0.device) + torch.arange(x0.shape[1], device=x0.device)
-        return motion_loss(model.refiner(x0_hat, heard, t), x0, source.weight, known)
+        return source.loss(model.refiner(x0_hat, heard, t), x0, known)
 
     return optimise(model.refiner.parameters(), loss, steps, rate, every)
 

@@ -52,6 +52,8 @@ def test_transformer_and_refiner_start_at_rest_and_identity(model):
     assert dit(x, heard, torch.tensor([3, 900]), none, x).abs().max() == 0
     torch.testing.assert_close(refiner(x, heard, torch.arange(20).expand(2, -1)), x)
     torch.nn.init.normal_(refiner.leave.weight)
+    for block in refiner.blocks:
+        torch.nn.init.normal_(block.film1.modulate.weight)
     refined = refiner(x, heard, torch.arange(20).expand(2, -1))
     torch.testing.assert_close(refined[..., : embedding.body], x[..., : embedding.body])  # the body is left alone
     assert (refined != refiner(x, heard, torch.arange(100, 120).expand(2, -1))).any()  # the index t counts
