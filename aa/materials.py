@@ -190,7 +190,7 @@ def cloth_paint(k: int, p: wp.vec3, m: wp.vec4, look: Look):
             if wp.abs(wp.abs(p[0]) - 0.0016) < 0.0007 and wp.abs(z) < 0.0016:
                 c = wp.vec3(0.15, 0.14, 0.13)
     weave = wp.sin(w * 3300.0) * wp.sin(h * 3300.0)
-    return c * (1.0 + 0.05 * weave + 0.08 * grain(p, 220.0, look.seed + 13))
+    return c * (1.0 + 0.02 * weave + 0.08 * grain(p, 220.0, look.seed + 13))
 
 
 @wp.struct
