@@ -253,6 +253,8 @@ class VideoWriter:
         words = {"comment": SYNTHETIC, "description": SYNTHETIC, "title": self.title}
         self._container.metadata.update({key: value for key, value in words.items() if value})
         options = {"crf": str(self.crf), "preset": "veryfast"}
+        if shape[0] % 16 or shape[1] % 16:  # x264's macroblock tree then reads undefined memory: no two files were the same
+            options["x264-params"] = "mbtree=0"
         self._video = self._container.add_stream("libx264", rate=self.rate, options=options)
         self._video.height, self._video.width, self._video.pix_fmt = (
             shape[0] + shape[0] % 2,

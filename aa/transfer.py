@@ -6,6 +6,7 @@ independent of identity (local rotations and local non-rigid offsets) and solves
 possible deformation (Sorkine and Alexa 2007, Sumner and Popovic 2004) on a coarse graph of nodes.
 """
 
+from copy import copy
 from dataclasses import dataclass
 
 import numpy as np
@@ -72,6 +73,18 @@ class Transfer:
         self.anchor = legs.float()[:, None] * 0.05
         self.solver = self._factor()
 
+    def select(self, vertices: torch.Tensor) -> "Transfer":
+        """The transfer of some vertices (n,) only, `nodes` among them: the same motion there, for less work."""
+        place = torch.full((len(self.source),), -1, device=vertices.device)
+        place[vertices] = torch.arange(len(vertices), device=vertices.device)
+        out = copy(self)
+        for name in ("source", "target", "turn", "gain", "index", "weight"):
+            setattr(out, name, getattr(self, name)[vertices])
+        out.nodes = place[self.nodes]
+        if (out.nodes < 0).any():
+            raise ValueError("the vertices to select must include the transfer's nodes")
+        return out
+
     def _factor(self) -> torch.Tensor:
         """Inverse (K, K) of the graph Laplacian with soft anchors on the legs, which do not move when one talks."""
         K = len(self.nodes)
@@ -109,16 +122,19 @@ class Transfer:
         right = torch.zeros(len(moved), K, 3, device=moved.device)
         right.index_add_(1, i, edge).index_add_(1, j, -edge)
         anchored = target + _rotate(Q, moved - source)
-        return self.solver @ (right + self.anchor * anchored)
+        right = (right + self.anchor * anchored).transpose(0, 1)  # (K, T, 3): one product for all frames
+        return (self.solver @ right.flatten(1)).unflatten(1, right.shape[1:]).transpose(0, 1)
 
     def _blend(self, nodes, turns, rest) -> torch.Tensor:
-        """Embedded deformation (T, V, 3): each vertex follows its four nearest nodes (T, K, 3), (T, K, 3, 3)."""
-        out = 0
-        for k in range(self.index.shape[1]):
-            at = self.index[:, k]
-            arm = rest - rest[self.nodes[at]]
-            out = out + self.weight[:, k : k + 1] * (nodes[:, at] + _rotate(turns[:, at], arm))
-        return out
+        """Embedded deformation (T, V, 3): each vertex follows its four nearest nodes (T, K, 3), (T, K, 3, 3).
+
+        sum_k w_k (p_k + R_k (v - n_k)) = (sum_k w_k R_k) v + sum_k w_k (p_k - R_k n_k): a weighted mean of rows of a table.
+        """
+        offset = nodes - _rotate(turns, rest[self.nodes])
+        table = torch.cat([turns, offset[..., None]], -1).permute(1, 0, 2, 3)  # (K, T, 3, 4)
+        mean = torch.nn.functional.embedding_bag(self.index, table.flatten(1), per_sample_weights=self.weight, mode="sum")
+        mean = mean.unflatten(1, table.shape[1:]).transpose(0, 1)  # (T, V, 3, 4)
+        return _rotate(mean[..., :3], rest) + mean[..., 3]
 
 
 def _rotate(R: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
