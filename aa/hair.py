@@ -80,7 +80,7 @@ def add_hanging(layers: Layers, identity: Identity, lowest: float):
         centre = (0.0, -0.03 + float(shift[1]))
         r = ray_radius(vertices, faces, centre, az, height + shift[2]).view(rows, columns)
         for i in range(1, rows):  # hair hangs: it does not follow hollows inwards, nor the shoulders all the way out
-            r[i] = torch.maximum(torch.minimum(r[i], r[i - 1] * 1.05 + 0.002), r[i - 1] * (0.998 if z[i] > 0.78 else 0.99))
+            r[i] = torch.maximum(torch.minimum(r[i], r[i - 1] * 1.09 + 0.003), r[i - 1] * (0.998 if z[i] > 0.78 else 0.99))
         pad = torch.cat([r[:, :1]] * 4 + [r] + [r[:, -1:]] * 4, 1)
         return pad.unfold(1, 9, 1).mean(-1)
 
@@ -91,6 +91,7 @@ def add_hanging(layers: Layers, identity: Identity, lowest: float):
 
         def make(vertices, shift, gap=gap):
             tuck = gap * (0.35 + 0.65 * ((0.968 - z) / 0.06).clamp(0, 1))[:, None]
+            tuck = tuck + 0.016 * ((0.82 - z) / 0.05).clamp(0, 1)[:, None]  # over the shirt and its collar
             r = (radius(vertices, shift) + tuck).flatten()
             return torch.stack([r * az.sin() + shift[0], -0.03 + shift[1] - r * az.cos(), height + shift[2]], -1)
 

@@ -30,12 +30,14 @@ def camera(kind: str = "portrait", width: int = 512, height: int = 512, azimuth:
     if kind not in spots:
         raise ValueError(f"camera kind must be one of {tuple(spots)}, got {kind!r}")
     z, extent, distance = spots[kind]
+    if person is not None and kind == "full":
+        low, high = person.v_template[:, 2].aminmax()
+        z, extent = float(low + high) / 2, 1.12 * float(high - low)
+    elif person is not None:  # same framing on another height: heads are alike, legs and trunks differ
+        z += float(person.joint_template[person.joint("head"), 2]) - 0.859
     focal = height * distance / extent
     if width < height * 0.66:
         focal *= width / (height * 0.66)
-    if person is not None:  # same framing on another height: heads are alike, legs and trunks differ
-        head = float(person.joint_template[person.joint("head"), 2])
-        z += {"full": 0.0}.get(kind, head - 0.859)
     K = torch.tensor([[focal, 0, width / 2], [0, focal, height / 2], [0, 0, 1.0]])
     target = torch.tensor([0.0, -0.06, z])
     back = torch.tensor([-math.sin(azimuth), math.cos(azimuth), 0.0])  # the camera's forward axis

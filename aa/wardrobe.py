@@ -137,7 +137,7 @@ def add_clothes(layers: Layers, identity: Identity, arm: torch.Tensor, cover: to
     mask[:, 2] = torch.minimum(sleeve, z - 0.075 + 10 * (arm > 0.3))  # the shader cuts the neckline
     close = 0.4 + 0.6 * (sleeve / 0.06).clamp(0, 1)  # cuffs hug the arm
     add_layer(layers, tights[cover[tights].amax(1) > -0.01], 6, 10, 0.009 * close, 0.008 * close, mask)
-    legs = (z[tights].amax(1) < 0.14) & (arm[tights].amax(1) == 0)
+    legs = (z[tights].amax(1) < 0.14) & (z[tights].amin(1) > -0.76) & (arm[tights].amax(1) == 0)
     add_layer(layers, tights[legs], 7, 4, 0.004, 0.002, mask)
     foot = torch.isin(body.face_region, torch.tensor([REGIONS.index(n) for n in ("foot", "nail")])) & (
         z[body.faces].amax(1) < -0.69
