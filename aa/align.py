@@ -20,6 +20,7 @@ REACH = {
     "scalp": 0.75, "ear": 0.3, "face": 0.25, "neck": 0.5, "torso": 1.0, "upperarm": 1.0, "forearm": 0.8, "hand": 0.15, "nail": 0.1,
     "leg": 1.2, "foot": 0.5,
 }  # fmt: skip
+ARM = ("upperarm", "forearm", "hand", "nail")
 FLOATING = ("eye", "teeth", "tongue")  # parts of their own, tied to what surrounds them
 OUTLINE_SIDE = 512  # px, longer side of the image in which outlines are compared
 
@@ -65,12 +66,13 @@ class _Surface:
 def align(body: Body, vertices, viewmat, K, person, rounds: int = 4) -> torch.Tensor:
     """Vertices (V, 3) moved so that landmarks and outline meet those of `person` (aa.detect); seen along the rays only sideways."""
     marks, surface = load_landmarks(body), _Surface(body)
-    v = vertices.clone()
+    v, near_joints = vertices.clone(), _around_joints(body, marks)
     for k in range(rounds):
         landmarks, targets = _landmark_rows(marks, v, viewmat, K, person)
         outline = _outline_rows(body, v, viewmat, K, person, reach=1.0 if k == 0 else 0.5 + 0.5 / (k + 1))
-        rows = [np.concatenate([a, b]) for a, b in zip(landmarks, outline[0])]
-        field = surface.solve(rows, np.concatenate([targets, outline[1]]), stiffness=(30.0, 8.0, 3.0, 1.0)[min(k, 3)])
+        hands = _hand_rows(body, near_joints, v, viewmat, K, person)
+        rows = [np.concatenate(x) for x in zip(landmarks, outline[0], hands[0])]
+        field = surface.solve(rows, np.concatenate([targets, outline[1], hands[1]]), stiffness=(30.0, 8.0, 3.0, 1.0)[min(k, 3)])
         field = _eyes_rigid(body, field)
         v = _lift(v, torch.as_tensor(field, dtype=v.dtype), viewmat, K)
     return _helpers_follow(body, vertices, v)
@@ -100,6 +102,30 @@ def _landmark_rows(marks, v, viewmat, K, person):
     return (index, weight, strength[keep].numpy()), residual
 
 
+def _around_joints(body, marks, count: int = 12) -> dict[str, np.ndarray]:
+    """Vertices (21, count) around each hand landmark on the mean body, by side."""
+    out = {}
+    for side, letter in (("left", 1), ("right", -1)):
+        mine = body.region_vertices("hand", "nail", "forearm")
+        mine = mine[body.v_template[mine, 0] * letter > 0]
+        centres = marks.hand(body.v_template, body.joint_template, side).numpy()
+        out[side] = mine.numpy()[cKDTree(body.v_template[mine].numpy()).query(centres, k=count)[1]]
+    return out
+
+
+def _hand_rows(body, near_joints, v, viewmat, K, person):
+    """Rows and residuals (m, 2) px that take the middle of the skin around each hand joint to its landmark."""
+    pixels, _ = _pixels(v, viewmat, K)
+    corners, residuals = [np.zeros((0, 3), int)], [np.zeros((0, 2))]
+    for side, found in person.hands.items():
+        if found is not None:
+            ring = near_joints[side]
+            corners.append(ring.reshape(-1, 3))
+            residuals.append(np.repeat(found[0] - pixels[ring].mean(1), ring.shape[1] // 3, axis=0))
+    corners = np.concatenate(corners)
+    return (corners, np.full(corners.shape, 1 / 3), np.full(len(corners), 0.1)), np.concatenate(residuals)
+
+
 def _contour(mask):
     """Points (n, 2) px on the outline of a mask (H, W) in [0, 1] and outward normals (n, 2)."""
     smooth = cv2.GaussianBlur(mask.astype(np.float32), (0, 0), 1.5)
@@ -126,18 +152,54 @@ def _outline_rows(body, v, viewmat, K, person, reach: float):
     unit = person.eye_distance * scale
     if len(ours) == 0 or len(theirs) == 0:
         return (np.zeros((0, 3), int), np.zeros((0, 3)), np.zeros(0)), np.zeros((0, 2))
-    turn = 0.6 * unit  # a quarter turn of the normal counts like this many pixels
-    _, near = cKDTree(np.c_[theirs, turn * their_normal]).query(np.c_[ours, turn * normal])
-    gap = theirs[near] - ours
     at = ours.astype(int)
     t = tri[at[:, 1], at[:, 0]]
     region = body.face_region[which].numpy()[t]
+    turn, apart = 0.6 * unit, 100 * unit  # a quarter turn of the normal, or another limb, counts like this many pixels
+    limb = _limb_of_pixels(theirs / scale, person)
+    shoulders = person.pose2d[[11, 12]] * scale
+    either = cKDTree(shoulders).query(theirs)[0] < 0.35 * np.linalg.norm(shoulders[0] - shoulders[1])
+    for value in (-1, 0, 1):  # sleeve and trunk meet at the shoulder
+        theirs, their_normal = (
+            np.r_[theirs, theirs[: len(either)][either]],
+            np.r_[their_normal, their_normal[: len(either)][either]],
+        )
+        limb = np.r_[limb, np.full(int(either.sum()), value)]
+    own = np.isin(region, [REGIONS.index(n) for n in ARM]) * np.sign(body.v_template[faces[t, 0], 0].numpy()).astype(int)
+    _, near = cKDTree(np.c_[theirs, turn * their_normal, apart * limb]).query(np.c_[ours, turn * normal, apart * own])
+    gap = theirs[near] - ours
     limit = np.array([REACH.get(name, 0.0) for name in REGIONS])[region] * unit * reach
     agree = (normal * their_normal[near]).sum(1)
     keep = (agree > 0.6) & (np.linalg.norm(gap, axis=1) < limit)
     along = (gap * normal).sum(1, keepdims=True) * normal
     rows = faces.numpy()[t[keep]], bary[at[keep, 1], at[keep, 0]], np.full(int(keep.sum()), 0.15)
     return rows, along[keep] / scale
+
+
+def _limb_of_pixels(points, person) -> np.ndarray:
+    """1 for points (n, 2) px of the photo nearer to the left arm than to the trunk and head, -1 right arm, 0 neither."""
+    pose = person.pose2d
+    width = np.linalg.norm(pose[11] - pose[12])
+    trunk = np.float32([pose[i] for i in (11, 12, 24, 23)])
+    inside = np.array([cv2.pointPolygonTest(trunk, (float(x), float(y)), True) for x, y in points])
+    rest = np.minimum(np.maximum(-inside, 0) - 0.12 * width, np.linalg.norm(points - person.face.mean(0), axis=1) - 0.4 * width)
+    for a, b in ((23, 25), (24, 26), (25, 27), (26, 28)):
+        if person.pose_visibility[b] > 0.5:
+            rest = np.minimum(rest, _to_segment(points, pose[a], pose[b]) - 0.15 * width)
+    out = np.zeros(len(points), int)
+    for sign, chain in ((1, (11, 13, 15, 19)), (-1, (12, 14, 16, 20))):
+        if person.pose_visibility[list(chain[1:3])].min() < 0.5:
+            continue
+        arm = np.min([_to_segment(points, pose[a], pose[b]) for a, b in zip(chain, chain[1:])], 0) - 0.12 * width
+        out[arm < rest] = sign
+        rest = np.minimum(rest, arm)
+    return out
+
+
+def _to_segment(points, a, b):
+    """Distance (n,) of points (n, 2) to the segment from a to b."""
+    along = np.clip(((points - a) @ (b - a)) / max(((b - a) ** 2).sum(), 1e-6), 0, 1)
+    return np.linalg.norm(points - a - along[:, None] * (b - a), axis=1)
 
 
 def _eyes_rigid(body, field):

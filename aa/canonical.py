@@ -20,6 +20,7 @@ from tqdm.auto import tqdm
 from aa.align import align, solid_faces
 from aa.body import load_body, matrix_to_quat, quat_multiply, rotvec_to_matrix
 from aa.detect import detect
+from aa.fringe import parts_of_vertices
 from aa.gaussians import Gaussians, load_layout
 from aa.landmarks import load_landmarks
 from aa.paint import make_view
@@ -29,6 +30,7 @@ from aa.photofit import fit_body, skin
 from aa.refine import refine
 from aa.transfer import Deformation
 
+UPPER_TEETH = 0.003  # m
 TENSORS = ("corners", "bary", "loose", "vertices", "photo_vertices", "turn", "K", "viewmat")
 
 
@@ -39,7 +41,7 @@ class Settings:
     fit_iterations: int = 300  # gradient steps on camera, shape, posture and expression
     align_rounds: int = 4  # rounds of outline matching
     detail_px: float = 2.7  # spacing in px of the extra particles where the layout is coarser; 0 leaves them out
-    most: int = 68_000  # Gaussians in all
+    most: int = 74_000  # Gaussians in all
     refine_iterations: int = 80  # photometric steps
 
 
@@ -154,13 +156,16 @@ def fit_photo(
         posed = skin(body, fit.betas, fit.rotvecs, fit.actions, fit.stretch)[1]
         photo_vertices = align(body, posed, fit.viewmat, fit.K, person, settings.align_rounds)
         _, rest, rotations = skin(body, fit.betas, fit.rotvecs, torch.zeros_like(fit.actions), fit.stretch)
-        vertices = _close_lips(body, rest + (photo_vertices - posed))
+        vertices = rest + (photo_vertices - posed)
+        for v in (photo_vertices, vertices):
+            _lower_teeth(body, v, rotations)
         t = done("outline", t)
         bar.set_description("photo: colours")
         K, width, height = scaled_camera(fit.K, person.image.shape, size)
         picture = cv2.resize(person.image, (width, height), interpolation=cv2.INTER_AREA)
         mask = cv2.resize(person.mask, (width, height), interpolation=cv2.INTER_AREA)
-        view = make_view(picture, mask, photo_vertices, solid_faces(body)[0], fit.viewmat, K)
+        faces = solid_faces(body)[0]
+        view = make_view(picture, mask, photo_vertices, faces, fit.viewmat, K, parts_of_vertices(body, stiff=False)[faces[:, 0]])
         layout = load_layout(body, particles)
         cloud = cover(body, layout, view, person, photo_vertices, settings, width / person.image.shape[1])
         background = clean_plate(picture, mask)
@@ -240,8 +245,11 @@ def measure(avatar: Avatar, body, person, view) -> dict:
     }  # fmt: skip
 
 
-def _close_lips(body, vertices):
-    return vertices
+def _lower_teeth(body, vertices, rotations) -> None:
+    """Lower the upper teeth, which the mean body hides behind the lip, to where they show when people speak. In place."""
+    teeth = body.region_vertices("teeth")
+    upper = teeth[body.action_dirs[body.action("jawOpen"), teeth].norm(dim=1) < 1e-3]
+    vertices[upper] += rotations[upper] @ torch.tensor([0, 0, -UPPER_TEETH])
 
 
 def _log(matrices):

@@ -11,14 +11,16 @@ from scipy.spatial import cKDTree
 from aa.body import REGIONS, Body
 from aa.zbuffer import zbuffer
 
-MATERIALS = {  # regions whose hidden particles may borrow each other's colours
-    "face": 0, "eyelid": 0, "lips": 1, "neck": 2, "ear": 3, "scalp": 4, "torso": 5, "upperarm": 5, "forearm": 6, "hand": 7, "nail": 7,
-    "leg": 8, "foot": 9,
+# Regions whose hidden particles may borrow each other's colours
+MATERIALS = {
+    "face": 0, "eyelid": 0, "lips": 1, "neck": 2, "ear": 3, "scalp": 4, "torso": 5, "upperarm": 5, "forearm": 6, "hand": 7,
+    "nail": 7, "leg": 8, "foot": 9,
 }  # fmt: skip
 INSIDE = {"mouth": (0.30, 0.08, 0.08), "tongue": (0.55, 0.24, 0.23), "teeth": (0.80, 0.77, 0.71), "eye_cavity": (0.3, 0.1, 0.1)}
 LID_MM = 1.0  # what a blink moves further than this is lid
 GRAZING = 0.2  # cosine between normal and view ray below which the photo's colour is not trusted
-JUMP = 0.03  # m of depth from one surface to another behind it
+FOREARM = 4  # first of the part labels of forearms and hands, see aa.fringe.parts_of_vertices
+JUMP = 0.05  # m of depth from one surface to another behind it
 
 
 @dataclass(frozen=True)
@@ -33,7 +35,8 @@ class View:
     depth: np.ndarray  # (H, W) m, inf where there is no surface
     tri: np.ndarray  # (H, W) index into the faces given to make_view, -1
     bary: np.ndarray  # (H, W, 3)
-    behind: np.ndarray  # (H, W) bool: surface just beside the outline of something before it
+    claimed: np.ndarray  # (H, W) bool: beside the outline of something nearer, and of its colour: it belongs to that
+    stray: np.ndarray  # (H, W) bool: inside such an outline but of the farther thing's colour
 
     @property
     def size(self) -> tuple[int, int]:
@@ -41,16 +44,49 @@ class View:
         return self.mask.shape[1], self.mask.shape[0]
 
 
-def make_view(image, mask, vertices, faces, viewmat, K) -> View:
-    """View of image (H, W, 3) uint8 and mask (H, W) with a mesh."""
+def make_view(image, mask, vertices, faces, viewmat, K, part) -> View:
+    """View of image (H, W, 3) uint8 and mask (H, W) with a mesh; part (F,) labels what moves as one piece."""
     h, w = mask.shape
     depth, tri, bary = zbuffer(vertices, faces, viewmat, K, w, h)
     image = image.astype(np.float32) / 255
     front = extend(image, mask > 0.9, round(max(h, w) / 400))
-    r = max(2, round(max(h, w) / 110))
-    solid = np.where(np.isinf(depth), 1e3, depth).astype(np.float32)
-    nearest = cv2.erode(solid, cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * r + 1, 2 * r + 1)))
-    return View(image, front, mask, viewmat, K, depth, tri, bary, (solid - nearest > JUMP) & (tri >= 0))
+    label = np.where((tri >= 0) & (mask > 0.5), part[tri], -1)
+    claimed, stray = split_edges(front, depth, label, max(2, round(max(h, w) / 80)))
+    return View(image, front, mask, viewmat, K, depth, tri, bary, claimed, stray)
+
+
+def split_edges(image, depth, label, r: int):
+    """Where one part lies before another, let the colours decide which pixels near the mesh's edge (r px inside, 2 r beside) are whose.
+
+    Returns (H, W) bool twice: pixels on the far part that show the near one, and pixels on the near part that show the far one.
+    """
+    disc = lambda r: cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * r + 1, 2 * r + 1))  # noqa: E731
+    known = label >= 0
+    close = cv2.erode(np.where(known, depth, 1e3).astype(np.float32), disc(2 * r))  # a hand may reach far beyond its mesh
+    away = cv2.dilate(np.where(known, depth, -1e3).astype(np.float32), disc(r))
+    far, near = known & (depth - close > JUMP), known & (away - depth > JUMP)
+    colors = cv2.GaussianBlur(image, (0, 0), 1.0)
+    clean = {}  # part -> the image as its nearest undisputed pixel has it
+    for k in np.unique(label[far | near]):
+        sure = (label == k) & ~far & ~near
+        if sure.sum() > 20:
+            y, x = distance_transform_edt(~sure, return_distances=False, return_indices=True)
+            clean[k] = colors[y, x]
+    claimed, stray = np.zeros_like(known), np.zeros_like(known)
+    for band, other, out, ratio in ((far, near, claimed, 0.7), (near, far, stray, 0.45)):
+        if not (band.any() and other.any()):
+            continue
+        y, x = np.nonzero(band)
+        yy, xx = distance_transform_edt(~other, return_distances=False, return_indices=True)[:, y, x]
+        mine, rival, here = label[y, x], label[yy, xx], colors[y, x]
+        own, theirs = np.full(len(y), 0.0), np.full(len(y), 9.0)
+        for k, image_k in clean.items():
+            there = np.linalg.norm(here - image_k[y, x], axis=1)
+            own, theirs = np.where(mine == k, there, own), np.where(rival == k, there, theirs)
+        arm = np.where(out is claimed, rival, mine) >= FOREARM  # heads and shoulders only cast shadows
+        out[y, x] = arm & (mine != rival) & (theirs < ratio * own) & (own > 0.15)
+    tidy = lambda m: cv2.medianBlur(m.astype(np.uint8), 9) > 0  # noqa: E731
+    return tidy(claimed), tidy(stray)
 
 
 def extend(image, inside, erode: int = 1) -> np.ndarray:
@@ -98,21 +134,22 @@ def visible(view: View, points, normals):
     ray = torch.nn.functional.normalize(eye - points, dim=1)
     facing = (ray * normals).sum(1).numpy()
     near = z - view.depth[y, x] < 0.004
-    return inside & near & (facing > GRAZING) & (view.mask[y, x] > 0.5) & ~view.behind[y, x], pixels, facing
+    return inside & near & (facing > GRAZING) & (view.mask[y, x] > 0.5) & ~view.claimed[y, x] & ~view.stray[y, x], pixels, facing
 
 
-def paint(body: Body, view: View, person, vertices, points, normals, radius, rest, region, scale_px):
+def paint(body: Body, view: View, person, vertices, points, normals, radius, rest, region, blink, scale_px):
     """Colours (n, 3) of particles and which of them the photo shows (n,).
 
     Args: vertices (V, 3) as in the photo; points, normals (n, 3); radius (n,) px; rest (n, 3) their places on the mean body;
-        region (n,) index into REGIONS; scale_px: px of the view per px of the person's image.
+        region (n,) index into REGIONS; blink (n,) mm that a blink moves them; scale_px: px of the view per px of the person's image.
     """
     seen, pixels, _ = visible(view, points, normals)
     names = np.array(REGIONS)[region]
     inner = np.isin(names, list(INSIDE))
     seen &= ~inner
     colors = sample(view.front, pixels, radius)
-    colors = spread(colors, seen, rest, np.array([MATERIALS.get(n, -1) for n in REGIONS])[region])
+    colors = spread(colors, seen, rest, materials(body, region, rest))
+    colors, seen = _lids(names, blink, rest, colors, seen)
     face = np.isin(names, ["face"]) & seen
     bright = float(np.median(colors[face].mean(1))) / 0.6 if face.any() else 1.0
     for name, rgb in INSIDE.items():
@@ -120,6 +157,34 @@ def paint(body: Body, view: View, person, vertices, points, normals, radius, res
     colors = _shade_mouth(body, rest, names, colors)
     colors = _eyes(body, view, person, vertices, points, names, seen, colors, scale_px)
     return colors.clip(0, 1), seen
+
+
+def materials(body: Body, region, rest) -> np.ndarray:
+    """Material (n,) of particles by region; below the ears the back of the head and the skin under the jaw count as neck."""
+    out = np.array([MATERIALS.get(n, -1) for n in REGIONS])[region]
+    low = float(body.v_template[body.region_vertices("ear"), 2].min())
+    out[(out == MATERIALS["scalp"]) & (rest[:, 2] < low)] = MATERIALS["neck"]
+    return out
+
+
+def _lids(names, blink, rest, colors, seen):
+    """Skin for what a blink unrolls: lids take the tone of the cheek below, the photo's lashes stay on their rims."""
+    lid = (blink > LID_MM) & np.isin(names, ["face", "eyelid", "eye_cavity"])
+    skin = seen & (names == "face") & (blink < 0.2)
+    if not lid.any() or skin.sum() < 20:
+        return colors, seen
+    colors = colors.copy()
+    height = np.median(rest[lid & (names == "eyelid"), 2])
+    below = np.flatnonzero(skin & (rest[:, 2] < height - 0.012) & (rest[:, 2] > height - 0.035))
+    tone = 0.95 * colors[below[cKDTree(rest[below]).query(rest[lid] * [1, 0.3, 0.3] + [0, 0, -0.02 + 0.7 * height], k=12)[1]]].mean(
+        1
+    )
+    rim = (names == "eyelid")[lid]
+    own, dark = colors[lid], colors[lid].mean(1) / tone.mean(1).clip(1e-3)
+    share = np.where(seen[lid], np.clip((0.95 - dark) / 0.15, 0, 1) * np.clip((blink[lid] - LID_MM) / 2, 0, 1), 1.0)[:, None]
+    painted = own + share * (tone - own)
+    colors[lid] = np.where(rim[:, None], np.where(seen[lid][:, None], own, 0.75 * tone), painted)
+    return colors, seen & ~(lid & (names != "eyelid"))
 
 
 def spread(colors, seen, rest, material) -> np.ndarray:
@@ -149,7 +214,7 @@ def _shade_mouth(body, rest, names, colors):
     lips = body.v_template[body.region_vertices("lips")].numpy()
     deep = rest[:, 1] - lips[:, 1].min()
     inner = np.isin(names, ["mouth", "tongue", "teeth"])
-    shade = np.clip(1.05 - deep / 0.045, 0.12, 1.0)
+    shade = np.clip(1.15 - deep / 0.07, 0.2, 1.0)
     colors = colors.copy()
     colors[inner] *= shade[inner, None]
     return colors
@@ -185,7 +250,11 @@ def _eyes(body, view, person, vertices, points, names, seen, colors, scale_px):
     return colors
 
 
-def lids(body: Body, layout_read) -> np.ndarray:
-    """How far (n,) in mm a blink moves each particle; layout_read turns (V, C) into (n, C)."""
-    move = sum(body.action_dirs[body.action(f"eyeBlink{s}")] for s in ("Left", "Right"))
-    return layout_read(move).norm(dim=1).numpy() * 1000
+def blink_actions(body: Body) -> torch.Tensor:
+    """Action coefficients (A,) of both eyes shut."""
+    return torch.tensor([1.0 if name.startswith("eyeBlink") else 0.0 for name in body.action_names])
+
+
+def blink_mm(body: Body) -> torch.Tensor:
+    """How far (V, 1) in mm a blink moves each vertex."""
+    return 1000 * (body.rest(actions=blink_actions(body)) - body.v_template).norm(dim=1, keepdim=True)

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, fields, replace
 
+import cv2
 import numpy as np
 import torch
 from scipy.spatial import cKDTree
@@ -9,12 +10,16 @@ from scipy.spatial import cKDTree
 from aa.align import solid_faces
 from aa.body import REGIONS, Body, matrix_to_quat, quat_multiply
 from aa.gaussians import Gaussians, Layout
-from aa.paint import MATERIALS, View, paint, sample, spread, visible
+from aa.paint import LID_MM, View, blink_actions, blink_mm, materials, paint, project, sample, spread, visible
 
 THIN = 0.15  # thickness of a surface particle over its radius
-COVER = 0.62  # radius (standard deviation) over spacing
+COVER, COVER_HIDDEN = 0.58, 0.9  # radius (standard deviation) over spacing; what the photo hides need not be sharp
+COVER_DETAIL = 0.48  # sharp, for the layout lies behind
+LID_SPACING = 0.0011  # m between the extra particles of closed lids
 LIFT = 0.0008  # m by which detail particles lie above the layout's
-NO_DETAIL = ("eye", "mouth", "teeth", "tongue", "eye_cavity")
+BROAD = ("torso", "upperarm", "forearm", "leg", "foot", "neck", "face", "scalp")  # may be wide where hidden
+FADED = 0.01  # opacity of what the photo rules out
+NO_DETAIL = ("eye", "mouth", "teeth", "tongue", "eye_cavity", "eyelid", "lips")
 
 
 @dataclass(frozen=True)
@@ -44,12 +49,15 @@ def cover(body: Body, layout: Layout, view: View, person, vertices, settings, sc
     """Particles for the mesh (V, 3) seen in the view: the layout's first."""
     from aa.fringe import fringe
 
-    base = on_layout(body, layout, view, person, vertices, scale_px)
+    base = on_layout(body, extended(layout, lid_samples(body)), view, person, vertices, scale_px)
     loose = fringe(body, view, vertices, person.eye_distance * scale_px)
-    room = settings.most - len(base) - len(loose)
-    parts = [base]
+    room = settings.most - len(base) - len(layout) // 10 - len(loose)
+    wanted = wants_detail(body, layout, view, vertices, settings.detail_px)
+    if settings.detail_px > 0:
+        base = _covered(base, wanted, layout, vertices)
+    parts = [base, backing(body, base, layout, vertices)]
     if settings.detail_px > 0 and room > 0:
-        parts.append(detail(body, layout, view, vertices, settings.detail_px, room))
+        parts.append(detail(body, wanted, view, vertices, settings.detail_px, room))
     return join([*parts, loose])
 
 
@@ -100,15 +108,81 @@ def on_layout(body: Body, layout: Layout, view: View, person, vertices, scale_px
     radius = COVER * layout.spacing * _stretched(body, layout.corners, vertices)
     radius_px = (radius / metres_per_pixel(view, means)).numpy()
     rest = layout.place(body.v_template).numpy()
+    blink = layout.place(blink_mm(body))[:, 0].numpy()
     colors, seen = paint(
-        body, view, person, vertices, means, normals, 0.7 * radius_px, rest, layout.region.numpy(), scale_px
+        body, view, person, vertices, means, normals, 0.7 * radius_px, rest, layout.region.numpy(), blink, scale_px
     )  # fmt: skip
-    scales = radius[:, None] * torch.tensor([1, 1, THIN / COVER * 0.6])
+    broad = torch.isin(layout.region, torch.tensor([REGIONS.index(n) for n in BROAD])).numpy()
+    wide = torch.where(torch.from_numpy(~broad | seen | (blink > LID_MM)), 1.0, COVER_HIDDEN / COVER)
+    radius = radius.clamp(max=float(COVER * layout.spacing.max()))
+    radius = torch.where(layout.region == REGIONS.index("eye_cavity"), 0.001, radius)
+    scales = radius[:, None] * torch.stack([wide, wide, torch.full_like(wide, THIN)], 1)
     n = len(means)
+    stray = _stray(view, means)
+    opacity = torch.where(stray, FADED, 0.97)
+    seen &= ~stray.numpy()
     return Particles(
         layout.corners, layout.bary, torch.zeros(n, dtype=torch.bool), means, matrix_to_quat(layout.frames(vertices)),
-        scales, torch.full((n,), 0.97), torch.from_numpy(colors).float(), torch.from_numpy(seen),
+        scales, opacity, torch.from_numpy(colors).float(), torch.from_numpy(seen),
     )  # fmt: skip
+
+
+def extended(layout: Layout, more: Layout) -> Layout:
+    """The layout's samples followed by `more`."""
+    names = ("tri", "corners", "bary", "part", "region", "spacing")
+    return Layout(*(torch.cat([getattr(layout, k), getattr(more, k)]) for k in names), layout.name)
+
+
+def lid_samples(body: Body) -> Layout:
+    """Samples that are dense when the eyes are closed: a blink spreads the lids' few particles until the eyeballs show through."""
+    shut = body.rest(actions=blink_actions(body))
+    faces, which = solid_faces(body)
+    lid = (blink_mm(body)[faces].amax((1, 2)) > LID_MM) & (body.face_region[which] != REGIONS.index("eye"))
+    faces, which = faces[lid], which[lid]
+    a, b, c = shut[faces].unbind(1)
+    area = torch.linalg.cross(b - a, c - a).norm(dim=1) / 2
+    rng = np.random.default_rng(0)
+    count = int(float(area.sum()) / (0.8 * LID_SPACING**2))
+    total = (area.cumsum(0) / area.sum()).numpy()
+    tri = np.searchsorted(total, (np.arange(count) + rng.random(count)) / count).clip(max=len(faces) - 1)  # stratified by area
+    u, w = np.sqrt(rng.random(count)), rng.random(count)
+    bary = torch.from_numpy(np.stack([1 - u, u * (1 - w), u * w], 1)).float()
+    tri = torch.from_numpy(tri)
+    open_area = torch.linalg.cross(*(body.v_template[faces[:, k]] - body.v_template[faces[:, 0]] for k in (1, 2))).norm(dim=1) / 2
+    spacing = LID_SPACING * (area / open_area).sqrt().clamp(0.5, 1.0)[tri]
+    part = torch.ones(count, dtype=torch.long)
+    return Layout(which[tri], faces[tri], bary, part, body.face_region[which][tri], spacing, "lids")
+
+
+def _stray(view: View, points) -> torch.Tensor:
+    """Which points (n, 3) the photo rules out: they project beside the person (the visual hull), or lie on the nearest surface
+    where the photo shows what is behind it."""
+    pixels, z = project(points, view.viewmat, view.K)
+    w, h = view.size
+    at = np.floor(pixels).astype(int)
+    x, y = (at[:, i].clip(0, n - 1) for i, n in ((0, w), (1, h)))
+    inside = (at[:, 0] == x) & (at[:, 1] == y) & (z > 0)
+    beside = cv2.dilate(view.mask, np.ones((3, 3), np.uint8))[y, x] < 0.3
+    return torch.from_numpy(inside & (beside | view.stray[y, x] & (z - view.depth[y, x] < 0.02)))
+
+
+def backing(body: Body, base: Particles, layout: Layout, vertices) -> Particles:
+    """Skin colour inside the head, so that no gap between particles shows the dark of the mouth: just below the skin around
+    the lips, big and deep elsewhere. A backing must be deep for its size, else its discs cut through slanted skin."""
+    rest = layout.place(body.v_template).numpy()
+    skin = torch.isin(layout.region, torch.tensor([REGIONS.index(n) for n in ("face", "scalp")])).numpy()
+    reach = lambda name: cKDTree(body.v_template[body.region_vertices(name)].numpy()).query(rest)[0]  # noqa: E731
+    mouth, eye = reach("lips") < 0.03, reach("eye") < 0.015
+    parts = []
+    for which, step, depth in ((skin & mouth, 2, 0.0025), (skin & ~mouth & ~eye, 8, 0.012)):
+        index = torch.from_numpy(np.flatnonzero(which)[::step])
+        inward = triangle_frames(layout.corners[index], vertices)[:, :, 2] * depth
+        size = base.scales[index].clone()
+        size[:, :2] = 0.75 * layout.spacing[index, None] * step**0.5
+        some = {f.name: getattr(base, f.name)[index] for f in fields(Particles)}
+        hidden = torch.zeros(len(index), dtype=torch.bool)
+        parts.append(Particles(**{**some, "means": some["means"] - inward, "scales": size, "seen": hidden}))
+    return join(parts)
 
 
 def grid(where: np.ndarray, spacing: float) -> np.ndarray:
@@ -120,17 +194,32 @@ def grid(where: np.ndarray, spacing: float) -> np.ndarray:
     return at[where[at[:, 1], at[:, 0]]]
 
 
-def detail(body: Body, layout: Layout, view: View, vertices, spacing: float, room: int) -> Particles:
-    """Particles on a pixel grid over visible surface where the layout is coarser than that, at most `room` of them."""
+def wants_detail(body: Body, layout: Layout, view: View, vertices, spacing: float) -> torch.Tensor:
+    """Which triangles (F,) of body.faces have fewer particles than the photo has detail."""
+    rest = body.v_template
+    gap = layout.spacing[torch.as_tensor(cKDTree(layout.place(rest).numpy()).query(rest[body.faces].mean(1).numpy())[1])]
+    gap = gap * _stretched(body, body.faces, vertices)
+    allowed = ~torch.isin(body.face_region, torch.tensor([REGIONS.index(n) for n in NO_DETAIL]))
+    allowed &= blink_mm(body)[body.faces].amax((1, 2)) < LID_MM
+    return allowed & (gap / metres_per_pixel(view, vertices[body.faces].mean(1)) > 1.4 * spacing)
+
+
+def _covered(base: Particles, wanted, layout: Layout, vertices) -> Particles:
+    """Layout particles under detail become a backing: deeper and left alone by the refinement."""
+    under = torch.zeros(len(base), dtype=torch.bool)
+    under[: len(layout)] = wanted[layout.tri] & base.seen[: len(layout)]
+    scales = base.scales.clone()
+    scales[under, :2] *= 0.64 / COVER
+    sunk = 0.9 * layout.spacing[:, None] * triangle_frames(layout.corners, vertices)[:, :, 2] * under[: len(layout), None]
+    means = torch.cat([base.means[: len(layout)] - sunk, base.means[len(layout) :]])
+    return replace(base, means=means, scales=scales, seen=base.seen & ~under)
+
+
+def detail(body: Body, wanted, view: View, vertices, spacing: float, room: int) -> Particles:
+    """Particles on a pixel grid over visible surface of the triangles `wanted` (F,), at most `room` of them."""
     faces, which = solid_faces(body)
     rest = body.v_template
-    centre = rest[faces].mean(1)
-    gap = layout.spacing[torch.as_tensor(cKDTree(layout.place(rest).numpy()).query(centre.numpy())[1])]
-    gap = gap * _stretched(body, faces, vertices)
-    allowed = ~torch.isin(body.face_region[which], torch.tensor([REGIONS.index(n) for n in NO_DETAIL]))
-    px = metres_per_pixel(view, vertices[faces].mean(1))
-    wanted = allowed & (gap / px > 1.4 * spacing)
-    where = (view.tri >= 0) & (view.mask > 0.6) & ~view.behind & wanted.numpy()[view.tri]
+    where = (view.tri >= 0) & (view.mask > 0.6) & ~view.claimed & ~view.stray & wanted[which].numpy()[view.tri]
     at = grid(where, spacing)
     while len(at) > room:
         spacing *= 1.05
@@ -141,7 +230,7 @@ def detail(body: Body, layout: Layout, view: View, vertices, spacing: float, roo
     read = lambda v: (v[corners] * bary[..., None]).sum(1)  # noqa: E731
     means = read(vertices)
     normals = torch.nn.functional.normalize(read(vertex_normals(faces, vertices)), dim=1)
-    radius = COVER * spacing * metres_per_pixel(view, means)
+    radius = COVER_DETAIL * spacing * metres_per_pixel(view, means)
     eye = -view.viewmat[:3, :3].T @ view.viewmat[:3, 3]
     ray = torch.nn.functional.normalize(eye - means, dim=1)
     cosine = (ray * normals).sum(1).clamp_min(0.3)
@@ -151,7 +240,7 @@ def detail(body: Body, layout: Layout, view: View, vertices, spacing: float, roo
     colors = sample(view.front, at + 0.5, np.full(len(at), 0.5 * spacing))
     seen, _, _ = visible(view, means, normals)
     names = body.face_region[which][tri].numpy()
-    colors = spread(colors, seen, read(rest).numpy(), np.array([MATERIALS.get(n, -1) for n in REGIONS])[names])
+    colors = spread(colors, seen, read(rest).numpy(), materials(body, names, read(rest).numpy()))
     n = len(at)
     return Particles(
         corners, bary, torch.zeros(n, dtype=torch.bool), means + LIFT * normals, matrix_to_quat(frames), scales,

@@ -162,9 +162,9 @@ class _Model:
         _, face = self.project(self.marks.face(vertices))
         loss = 0.1 * (t.face_weight * huber(((face - t.face) / (0.02 * t.eyes)).square().sum(1))).sum()
         camera, pose = self.project(self.marks.pose(vertices, joints))
-        loss = loss + 20 * (t.pose_weight * huber(((pose - t.pose) / (0.1 * t.shoulders)).square().sum(1))).sum()
+        loss = loss + 20 * (t.pose_weight * huber(((pose - t.pose) / (0.05 * t.shoulders)).square().sum(1))).sum()
         limb = torch.nn.functional.normalize(camera[t.limbs[:, 1]] - camera[t.limbs[:, 0]], dim=1)
-        loss = loss + (t.limb_weight * huber(((limb - t.directions) / 0.25).square().sum(1))).sum() * 4
+        loss = loss + (t.limb_weight * huber(((limb - t.directions) / 0.4).square().sum(1))).sum() * 3
         for side, (flat, world) in t.hands.items():
             camera, hand = self.project(self.marks.hand(vertices, joints, side))
             unit = 0.06 * (flat[9] - flat[0]).norm().clamp_min(0.35 * t.eyes)
