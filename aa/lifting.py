@@ -156,7 +156,9 @@ def colors_from_tracks(footage, points: torch.Tensor) -> torch.Tensor:
     x, y = footage.tracks.floor().long().unbind(-1)  # (T, P)
     t = torch.arange(len(x), device=x.device)[:, None]
     pixel = footage.frames[t, y.clamp(0, height - 1), x.clamp(0, width - 1)]  # (T, P, 3)
-    pixel = torch.where(footage.visible[..., None], pixel, torch.nan).nanmedian(0).values
-    known = footage.visible.any(0)
+    behind = footage.background.expand(height, width, 3)[y.clamp(0, height - 1), x.clamp(0, width - 1)]
+    shows = footage.visible & ((pixel - behind).abs().amax(-1) > 0.04)  # on the outline a track may fall beside the person
+    pixel = torch.where(shows[..., None], pixel, torch.nan).nanmedian(0).values
+    known = shows.any(0)
     near = cKDTree(points[footage.particle[known]].cpu().numpy()).query(points.cpu().numpy())[1]
     return pixel[known][torch.as_tensor(near, device=points.device)]

@@ -19,6 +19,7 @@ from aa.deformation import (
     trajectory_loss,
 )
 from aa.gaussians import intrinsics, look_at, make_layout, project
+from aa.lifting import colors_from_tracks, lift_tracks, make_graph
 from aa.raster import rasterize
 from aa.transfer import motion_from_rest
 
@@ -134,3 +135,32 @@ def test_fit_is_deterministic(scene):
     settings = replace(FitSettings.preset("smoke"), steps=4)
     a, b = (fit_clip(gaussians, layout.part, footage, settings, seed=5, progress=False) for _ in range(2))
     assert torch.equal(a.at(3)[0], b.at(3)[0])
+
+
+def test_lifted_tracks_meet_the_tracks_and_come_near_the_motion(scene):
+    gaussians, layout, truth, footage = scene
+    means, turns = lift_tracks(gaussians.means, make_graph(gaussians.means, layout.part, 150), footage)
+    assert means.shape == (FRAMES, len(gaussians), 3)
+    torch.testing.assert_close(turns.norm(dim=-1), torch.ones(FRAMES, len(gaussians)))
+    pixels, _ = project(means[:, footage.particle], footage.viewmat, footage.K)
+    assert float((pixels - footage.tracks).norm(dim=-1).mean()) < 0.2
+    moved = (gaussians.means - truth[-1]).norm(dim=1) > 0.02
+    still = float((gaussians.means - truth[-1])[moved].norm(dim=1).mean())
+    assert float((means[-1] - truth[-1])[moved].norm(dim=1).mean()) < 0.3 * still
+
+
+def test_lifting_leaves_a_still_body_alone(scene):
+    gaussians, layout, _, footage = scene
+    tracks = footage.tracks[:1].expand(2, -1, -1)
+    still = replace(footage, tracks=tracks, visible=footage.visible[:2])  # the first frame shows the canonical body
+    means, _ = lift_tracks(gaussians.means, make_graph(gaussians.means, layout.part, 150), still)
+    assert float((means - gaussians.means).norm(dim=-1).max()) < 2e-3
+
+
+def test_colors_from_tracks_are_those_of_the_particles(scene):
+    gaussians, _, _, footage = scene
+    hidden = replace(footage, visible=torch.zeros_like(footage.visible).index_fill_(1, torch.arange(40), True))
+    colors = colors_from_tracks(hidden, gaussians.means)
+    assert colors.shape == gaussians.colors.shape
+    seen = {tuple(c) for c in colors[footage.particle[:40]].tolist()}
+    assert {tuple(c) for c in colors.tolist()} == seen  # the others take over the nearest tracked one's
