@@ -81,9 +81,6 @@ def _used(body: Body) -> torch.Tensor:
     return used
 
 
-_CONJUGATE = torch.tensor([1.0, -1.0, -1.0, -1.0])
-
-
 def rotvec_to_quat(rotvec: torch.Tensor) -> torch.Tensor:
     """Unit quaternions (..., 4) wxyz of rotation vectors (..., 3) in radians."""
     half = 0.5 * rotvec.norm(dim=-1, keepdim=True)
@@ -113,53 +110,54 @@ class Split:
         return Split(self.body[frames], self.face[frames], self.hand[frames])
 
 
-def _carriers(parts: Parts, at: dict[str, torch.Tensor]):
-    """Where the frames carry the undeformed face and fingers, and how they turn them.
+def _carriers(parts: Parts, at: dict[str, torch.Tensor]) -> list[tuple]:
+    """What carries the undeformed face and the fingers of each hand.
 
-    at: frame name -> positions (T, n, 3) of its vertices. Returns for "face" and "hand" carried positions (T, n, 3), the rotation
-    (T, 1 or n, 3, 3) of the frame a residual lives in, and the quaternion (T, n, 4) by which a vertex is turned.
+    at: frame name -> positions (T, n, 3) of its vertices. Returns (part, its columns, R (T, 3, 3) of the frame a residual lives in,
+    carried positions (T, n, 3), rotation vectors (T, 1 or n, 3) by which the vertices are turned).
     """
     fits = {name: rigid_fit(parts.rest[index], at[name]) for name, index in parts.frames.items()}
+    turns = {name: quat_to_rotvec(matrix_to_quat(R))[:, None] for name, (R, _) in fits.items()}
     move = lambda name, x: x @ fits[name][0].transpose(-1, -2) + fits[name][1][..., None, :]  # noqa: E731
     x, hold = parts.rest[parts.face], parts.hold[:, None]
+    # Head and neck differ by little, so that their rotation vectors may be mixed.
     face = hold * move("head", x) + (1 - hold) * move("neck", x)
-    head, neck = (matrix_to_quat(fits[name][0])[:, None] for name in ("head", "neck"))  # (T, 1, 4)
-    neck = torch.where((head * neck).sum(-1, keepdim=True) < 0, -neck, neck)
-    turn = torch.nn.functional.normalize(hold * head + (1 - hold) * neck, dim=-1)
-    sides = (("left", parts.hand[: parts.left]), ("right", parts.hand[parts.left :]))
-    hand = torch.cat([move(side, parts.rest[index]) for side, index in sides], -2)
-    palms = torch.cat([fits[side][0][:, None].expand(-1, len(index), 3, 3) for side, index in sides], 1)
-    turns = torch.cat([matrix_to_quat(fits[side][0])[:, None].expand(-1, len(index), 4) for side, index in sides], 1)
-    return {"face": (face, fits["head"][0][:, None], turn), "hand": (hand, palms, turns)}
+    out = [("face", slice(None), fits["head"][0], face, hold * turns["head"] + (1 - hold) * turns["neck"])]
+    for side, columns in (("left", slice(parts.left)), ("right", slice(parts.left, None))):
+        out.append(("hand", columns, fits[side][0], move(side, parts.rest[parts.hand[columns]]), turns[side]))
+    return out
 
 
 def split_parts(parts: Parts, motion: Deformation) -> Split:
     """dG (T, V, 3) -> its three parts. What facial actions and fingers do is a residual in the frame of head or palm."""
     at = {name: parts.rest[index] + motion.means[:, index] for name, index in parts.frames.items()}
-    carried = _carriers(parts, at)
-    out = {"body": Deformation(motion.means[:, parts.body], motion.rotvecs[:, parts.body])}
-    for name, index in (("face", parts.face), ("hand", parts.hand)):
-        there, frame, turn = carried[name]
-        local = parts.rest[index] + motion.means[:, index] - there
-        own = quat_multiply(turn * _CONJUGATE.to(turn), rotvec_to_quat(motion.rotvecs[:, index]))
-        out[name] = Deformation((frame.transpose(-1, -2) @ local[..., None])[..., 0], quat_to_rotvec(own))
-    return Split(**out)
+    pieces = {"face": [], "hand": []}
+    for part, columns, R, there, turn in _carriers(parts, at):
+        index = getattr(parts, part)[columns]
+        own = quat_multiply(rotvec_to_quat(-turn), rotvec_to_quat(motion.rotvecs[:, index]))
+        pieces[part].append((((parts.rest[index] + motion.means[:, index]) - there) @ R, quat_to_rotvec(own)))  # R^T x, as rows
+    join = lambda part: Deformation(*(torch.cat(x, 1) for x in zip(*pieces[part])))  # noqa: E731
+    return Split(Deformation(motion.means[:, parts.body], motion.rotvecs[:, parts.body]), join("face"), join("hand"))
 
 
 def join_parts(parts: Parts, split: Split) -> Deformation:
     """Inverse of `split_parts`: dG (T, V, 3), zero on helper vertices that carry no particles."""
-    T = len(split.body)
-    means = torch.zeros(T, len(parts), 3, device=parts.rest.device)
-    rotvecs = torch.zeros_like(means)
-    means[:, parts.body], rotvecs[:, parts.body] = split.body.means, split.body.rotvecs
-    at = {name: parts.rest[index] + means[:, index] for name, index in parts.frames.items()}
-    carried = _carriers(parts, at)
-    for name, index in (("face", parts.face), ("hand", parts.hand)):
-        there, frame, turn = carried[name]
-        local = getattr(split, name)
-        means[:, index] = there + (frame @ local.means[..., None])[..., 0] - parts.rest[index]
-        rotvecs[:, index] = quat_to_rotvec(quat_multiply(turn, rotvec_to_quat(local.rotvecs)))
-    return Deformation(means, rotvecs)
+    place = torch.full((len(parts),), -1, device=parts.rest.device)
+    place[parts.body] = torch.arange(len(parts.body), device=place.device)
+    at = {name: parts.rest[index] + split.body.means[:, place[index]] for name, index in parts.frames.items()}
+    means, rotvecs = [split.body.means], [split.body.rotvecs]
+    for part, columns, R, there, turn in _carriers(parts, at):
+        index, local = getattr(parts, part)[columns], getattr(split, part)
+        means.append(there + local.means[:, columns] @ R.transpose(-1, -2) - parts.rest[index])
+        own = local.rotvecs[:, columns]
+        plain = not own.any()  # as the face comes from its basis
+        rotvecs.append(turn if plain else quat_to_rotvec(quat_multiply(rotvec_to_quat(turn), rotvec_to_quat(own))))
+    nothing = torch.zeros_like(means[0][:, :1])
+    order = torch.full_like(place, len(parts.body) + len(parts.face) + len(parts.hand))
+    filled = torch.cat([parts.body, parts.face, parts.hand])
+    order[filled] = torch.arange(len(filled), device=order.device)
+    rotvecs = [r.expand_as(m) for r, m in zip(rotvecs, means)]
+    return Deformation(*(torch.cat([*x, nothing], 1).index_select(1, order) for x in (means, rotvecs)))
 
 
 def vertex_weights(body: Body, parts: Parts) -> dict[str, torch.Tensor]:
