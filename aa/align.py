@@ -4,6 +4,8 @@ Bi-Laplacian smoothing (Botsch and Kobbelt 2004) with soft targets: face and han
 outline along its normals. Displacements in px are lifted to metres by depth over focal length, so the projection is kept exactly.
 """
 
+from itertools import pairwise
+
 import cv2
 import numpy as np
 import torch
@@ -190,7 +192,7 @@ def _limb_of_pixels(points, person) -> np.ndarray:
     for sign, chain in ((1, (11, 13, 15, 19)), (-1, (12, 14, 16, 20))):
         if person.pose_visibility[list(chain[1:3])].min() < 0.5:
             continue
-        arm = np.min([_to_segment(points, pose[a], pose[b]) for a, b in zip(chain, chain[1:])], 0) - 0.12 * width
+        arm = np.min([_to_segment(points, pose[a], pose[b]) for a, b in pairwise(chain)], 0) - 0.12 * width
         out[arm < rest] = sign
         rest = np.minimum(rest, arm)
     return out

@@ -99,7 +99,7 @@ def _solid(gap) -> np.ndarray:
 
 
 def _hold(owner, strongest, view, at, eyes_px: float):
-    """Vertices (n, 3), weights (n, 3) and depth (n,) from the nearest covered pixels of each part, a like colour counting as near."""
+    """Vertices (n, 3), weights (n, 3) and depth (n,) from the nearest covered pixels of each part; a like colour counts as near."""
     soft = cv2.GaussianBlur(view.front, (0, 0), 2.0)
     mine, depth = soft[at[:, 1], at[:, 0]], view.depth
     groups = [g for g in np.unique(owner) if g >= 0]

@@ -56,9 +56,9 @@ def make_view(image, mask, vertices, faces, viewmat, K, part) -> View:
 
 
 def split_edges(image, depth, label, r: int):
-    """Where one part lies before another, let the colours decide which pixels near the mesh's edge (r px inside, 2 r beside) are whose.
+    """Where one part lies before another, let colours decide whose the pixels near its edge are (r px inside, 2 r beside).
 
-    Returns (H, W) bool twice: pixels on the far part that show the near one, and pixels on the near part that show the far one.
+    Returns (H, W) bool twice: pixels of the far part that show the near one, and the other way round.
     """
     disc = lambda r: cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * r + 1, 2 * r + 1))  # noqa: E731
     known = label >= 0
@@ -141,7 +141,7 @@ def paint(body: Body, view: View, person, vertices, points, normals, radius, res
     """Colours (n, 3) of particles and which of them the photo shows (n,).
 
     Args: vertices (V, 3) as in the photo; points, normals (n, 3); radius (n,) px; rest (n, 3) their places on the mean body;
-        region (n,) index into REGIONS; blink (n,) mm that a blink moves them; scale_px: px of the view per px of the person's image.
+        region (n,) index into REGIONS; blink (n,) mm that a blink moves them; scale_px: px of the view per px of the photo.
     """
     seen, pixels, _ = visible(view, points, normals)
     names = np.array(REGIONS)[region]

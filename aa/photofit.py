@@ -15,13 +15,15 @@ from aa.landmarks import BOUNDARY, Landmarks, load_landmarks, posed_joints
 from aa.performer import at_ease
 
 FOCAL = 1.5  # focal length over the longer side of the image: the middle of what phones and portrait lenses have
+SHOULDER = 0.03  # m by which the pose model marks shoulders above the joint
 PUPILS = 0.062  # m between the pupils of an adult, the first guess of the distance
 AXES = torch.tensor([[1.0, 0, 0], [0, 0, -1], [0, 1, 0]])  # world (x left, y back, z up) to an upright camera (x right, y down)
 
 # Standard deviation in radians of each rotation vector around the relaxed posture; joints that are not named stay fixed.
 FREEDOM = {
-    "spine05": 0.06, "spine04": 0.06, "spine03": 0.08, "spine02": 0.08, "spine01": 0.08, "neck01": 0.1, "neck02": 0.1, "neck03": 0.1,
-    "head": 0.15, "clavicle": 0.2, "shoulder01": 0.15, "upperarm01": 0.9, "upperarm02": 0.15, "lowerarm01": 0.9, "lowerarm02": 0.35,
+    "spine05": 0.04, "spine04": 0.04, "spine03": 0.05, "spine02": 0.05, "spine01": 0.05, "neck01": 0.07, "neck02": 0.07,
+    "neck03": 0.07, "head": 0.15, "clavicle": 0.1, "shoulder01": 0.1, "upperarm01": 0.9, "upperarm02": 0.15,
+    "lowerarm01": 0.9, "lowerarm02": 0.35,
     "wrist": 0.4, "finger1-1": 0.35, "finger1-2": 0.35, "finger1-3": 0.35,
     **{f"finger{f}-{k}": 0.4 for f in (2, 3, 4, 5) for k in (1, 2, 3)}, "upperleg01": 0.5, "lowerleg01": 0.5, "foot": 0.2,
 }  # fmt: skip
@@ -32,8 +34,8 @@ MOUTH_ACTIONS = (
 )  # fmt: skip
 # Deviation in metres of joints from where the shape puts them: people vary more than 48 shape directions.
 STRETCH = {
-    "neck01": 0.012, "neck02": 0.008, "neck03": 0.008, "head": 0.008, "clavicle": 0.012, "shoulder01": 0.012, "upperarm01": 0.015,
-    "lowerarm01": 0.015, "wrist": 0.015, "spine01": 0.015, "spine03": 0.015, "upperleg01": 0.015, "lowerleg01": 0.02, "foot": 0.02,
+    "neck01": 0.012, "neck02": 0.008, "neck03": 0.008, "head": 0.008, "clavicle": 0.025, "shoulder01": 0.025, "upperarm01": 0.025,
+    "lowerarm01": 0.015, "wrist": 0.015, "spine01": 0.025, "spine03": 0.025, "upperleg01": 0.015, "lowerleg01": 0.02, "foot": 0.02,
 }  # fmt: skip
 CLOSED_EYE = 0.12  # lid opening over eye width below which an eye counts as closed
 LIDS = {"Left": (386, 374, 362, 263), "Right": (159, 145, 133, 33)}  # upper, lower, inner, outer face landmarks
@@ -125,12 +127,14 @@ class _Model:
         self.ease = at_ease(body)
         self.hinge = _hinges(body)
         self.turn = torch.zeros(3)
+        self.above = torch.zeros(33, 3)
+        self.above[11:13, 2] = SHOULDER
         self.shift = first_camera(body, marks, targets, K)
         self.betas = torch.zeros(len(body.shape_dirs))
         self.rotvecs = self.ease.clone()
         self.actions = torch.zeros(len(body.action_names))
         self.stretch = torch.zeros(len(body.parents), 3)
-        spread = torch.tensor([STRETCH.get(n.split(".")[0], 0.0) for n in body.joint_names])[:, None]
+        spread = torch.tensor([STRETCH.get(n.split(".")[0], 0.0) for n in body.joint_names])[:, None] * torch.tensor([1, 0.3, 1])
         self.loose, self.spread = spread > 0, spread.clamp_min(1e-6)
         self.used = torch.zeros(len(body.action_names))
         closed = [s for s, i in LIDS.items() if _lid_opening(targets.face, i) < CLOSED_EYE]
@@ -161,8 +165,8 @@ class _Model:
         joints, vertices, _ = skin(body, *self.pose())
         _, face = self.project(self.marks.face(vertices))
         loss = 0.1 * (t.face_weight * huber(((face - t.face) / (0.02 * t.eyes)).square().sum(1))).sum()
-        camera, pose = self.project(self.marks.pose(vertices, joints))
-        loss = loss + 20 * (t.pose_weight * huber(((pose - t.pose) / (0.05 * t.shoulders)).square().sum(1))).sum()
+        camera, pose = self.project(self.marks.pose(vertices, joints) + self.above)
+        loss = loss + 20 * (t.pose_weight * huber(((pose - t.pose) / (0.06 * t.shoulders)).square().sum(1))).sum()
         limb = torch.nn.functional.normalize(camera[t.limbs[:, 1]] - camera[t.limbs[:, 0]], dim=1)
         loss = loss + (t.limb_weight * huber(((limb - t.directions) / 0.4).square().sum(1))).sum() * 3
         for side, (flat, world) in t.hands.items():
@@ -183,7 +187,7 @@ class _Model:
             aside = off[j] - (off[j] @ axis) * axis
             cost = cost + (aside / 0.1).square().sum() / 2
         cost = cost + self.betas.square().sum() / 2
-        tilt = torch.stack([self.turn[0] / 0.2, self.turn[1] / 0.5, self.turn[2] / 0.1])
+        tilt = torch.stack([self.turn[0] / 0.12, self.turn[1] / 0.4, self.turn[2] / 0.1])
         a = self.actions * self.used
         names = self.body.action_names
         pairs = [(i, names.index(n.replace("Left", "Right"))) for i, n in enumerate(names) if n.endswith("Left")]
@@ -261,7 +265,7 @@ def _levels(parents: tuple[int, ...]) -> tuple[list[list[int]], torch.Tensor]:
     for p in parents:
         depth.append(0 if p < 0 else depth[p] + 1)
     order = [[j for j, d in enumerate(depth) if d == k] for k in range(max(depth) + 1)]
-    return order, torch.argsort(torch.tensor(sum(order, [])))
+    return order, torch.argsort(torch.tensor([j for level in order for j in level]))
 
 
 def _hinges(body: Body) -> dict[int, torch.Tensor]:

@@ -72,7 +72,7 @@ def quat_to_matrix(q) -> torch.Tensor:
 
 
 def _bounds(cloud: Particles, view: View, seen):
-    """Least change (n,) of log size and (n,) of opacity logit, strength (n,) of the colour prior, and greatest change (n,) of colour.
+    """Least change of log size and of opacity logit, strength of the colour prior, greatest change of colour; (n,) each.
 
     Only at the outline may a particle shrink or fade, and there the photo says little about its colour.
 
