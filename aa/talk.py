@@ -25,7 +25,9 @@ from aa.transfer import Deformation, Transfer
 FIT_VERSION = 2  # raise it when the photo fit changes, so that cached avatars are made anew
 CHUNK = 25  # frames animated at once: memory does not grow with the length of the recording
 SILENT_DB = -60.0  # the loudest frame of a recording below this is taken as silence
-FREE_ARM, LEAST_GAIN = 0.6, 0.25  # radians an arm may already be raised before gestures shrink, and to what share at most
+# One photo shows one side of an arm: large gestures would turn its unseen side to the camera. Share of arm rotations that is kept,
+# from arms at ease down to arms raised in the photo (gestures start from arms at ease, so raised ones have less room).
+MOST_GAIN, LEAST_GAIN, RAISED = 0.3, 0.18, 1.4  # RAISED: radians from ease at which the least is reached
 BROKEN = (OSError, ValueError, KeyError, TypeError, SafetensorError)  # what reading a damaged cache entry raises
 
 
@@ -138,7 +140,7 @@ def gesture_gain(body: Body, avatar) -> torch.Tensor:
         forearm[body.region_vertices("forearm")] = True
         raised = float(angle[forearm & mine].median())
         arm = torch.stack([body.weights[:, j] for j, n in enumerate(body.joint_names) if _on_arm(n, side)]).sum(0)
-        keep = max(LEAST_GAIN, 1 - max(0.0, raised - FREE_ARM))
+        keep = MOST_GAIN + (LEAST_GAIN - MOST_GAIN) * min(1.0, raised / RAISED)
         gain = gain - arm * (1 - keep)
     return gain
 
