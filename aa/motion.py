@@ -20,6 +20,8 @@ from aa.embedding import Embedding, EmbeddingConfig, Temporal
 from aa.parts import PARTS, Basis
 from aa.transfer import Deformation
 
+JOIN = {"body": 20, "face": 2, "hand": 12}  # frames in which a window leaves the course of the one before
+
 
 @dataclass(frozen=True)
 class MotionConfig:
@@ -149,6 +151,18 @@ def noise_scheduler(config: MotionConfig):
     )  # fmt: skip
 
 
+def continued(x0: Tensor, known: int, latents: dict[str, int]) -> Tensor:
+    """x0_hat (B, W, D) made to go on from its given frames without a step: body and hands set out with the last velocity, halved,
+    and come round to the prediction within JOIN frames; the face within two, since lips must be in time."""
+    last, speed = x0[:, known - 1], 0.5 * (x0[:, known - 1] - x0[:, known - 2])
+    step = last + speed - x0[:, known]
+    frames = torch.arange(1, x0.shape[1] - known + 1, device=x0.device)[:, None]
+    length = torch.cat([torch.full((n,), JOIN[p], device=x0.device) for p, n in latents.items()])
+    fade = 0.5 + 0.5 * torch.cos(torch.pi * ((frames - 1) / length).clamp(max=1))  # (W - known, D): 1 at the first free frame
+    fade = torch.where(length < 4, (1 - frames / length).clamp_min(0), fade)
+    return torch.cat([x0[:, :known], x0[:, known:] + step[:, None] * fade], 1)
+
+
 def steady(x: Tensor, latents: dict[str, int]) -> Tensor:
     """Body and hands (B, T, D) smoothed by a Gaussian of one frame: takes off the tremble that few steps leave, while gestures,
     slower than 3 Hz, pass. The face is left as it is: lips close within one frame."""
@@ -248,6 +262,7 @@ class MotionModel(nn.Module):
             tau2 = tau.expand(2).to(self.device)
             x0, free = self.dit(x.expand(2, -1, -1), both, tau2, known.expand(2, -1), x_known.expand(2, -1, -1)).chunk(2)
             x0 = torch.where(known[..., None], x_known, free + push * (x0 - free))
+            x0 = continued(x0, k, self.embedding.config.latents)
             x = pace.step(x0, tau, x).prev_sample
         return torch.where(known[..., None], x_known, x)
 
