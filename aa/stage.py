@@ -13,7 +13,7 @@ from aa.materials import Look
 from aa.shader import Surface, occlusion, shade
 from aa.wardrobe import NECKLINES, Figure, dress
 
-wp.config.quiet = True
+wp.config.log_level = wp.LOG_WARNING  # no greeting
 BACKDROP = ((0.80, 0.81, 0.82), (0.62, 0.64, 0.67))  # display colour at the centre and in the corners
 
 
