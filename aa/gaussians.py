@@ -17,7 +17,8 @@ PARTS = ("body", "face", "hand")
 # Particles per unit area relative to the torso: dense where speech is read, sparse elsewhere (Sec. 3).
 DENSITY = {
     "torso": 1.0, "neck": 2.5, "upperarm": 1.0, "forearm": 1.5, "hand": 5.0, "leg": 0.7, "foot": 0.8, "face": 16.0, "scalp": 5.0,
-    "ear": 8.0, "lips": 50.0, "mouth": 5.0, "eyelid": 40.0, "eye_cavity": 0.5, "eye": 20.0, "tongue": 6.0, "teeth": 14.0, "nail": 6.0,
+    "ear": 8.0, "lips": 50.0, "mouth": 5.0, "eyelid": 40.0, "eye_cavity": 0.5, "eye": 20.0, "tongue": 6.0, "teeth": 14.0,
+    "nail": 6.0,
 }  # fmt: skip
 FACE_REGIONS = ("face", "lips", "mouth", "eyelid", "eye_cavity", "eye", "tongue", "teeth")
 HAND_REGIONS = ("hand", "nail")
