@@ -19,7 +19,7 @@ MATERIALS = {
 INSIDE = {"mouth": (0.30, 0.08, 0.08), "tongue": (0.55, 0.24, 0.23), "teeth": (0.80, 0.77, 0.71), "eye_cavity": (0.3, 0.1, 0.1)}
 LID_MM = 1.0  # what a blink moves further than this is lid
 GRAZING = 0.2  # cosine between normal and view ray below which the photo's colour is not trusted
-FOREARM = 4  # first of the part labels of forearms and hands, see aa.fringe.parts_of_vertices
+FOREARM, HAND = 4, 6  # part labels from here on, see aa.fringe.parts_of_vertices
 JUMP = 0.05  # m of depth from one surface to another behind it
 
 
@@ -83,7 +83,7 @@ def split_edges(image, depth, label, r: int):
         for k, image_k in clean.items():
             there = np.linalg.norm(here - image_k[y, x], axis=1)
             own, theirs = np.where(mine == k, there, own), np.where(rival == k, there, theirs)
-        arm = np.where(out is claimed, rival, mine) >= FOREARM  # heads and shoulders only cast shadows
+        arm = rival >= FOREARM if out is claimed else mine >= HAND  # heads and shoulders only cast shadows
         out[y, x] = arm & (mine != rival) & (theirs < ratio * own) & (own > 0.15)
     tidy = lambda m: cv2.medianBlur(m.astype(np.uint8), 9) > 0  # noqa: E731
     return tidy(claimed), tidy(stray)
@@ -153,7 +153,8 @@ def paint(body: Body, view: View, person, vertices, points, normals, radius, res
     face = np.isin(names, ["face"]) & seen
     bright = float(np.median(colors[face].mean(1))) / 0.6 if face.any() else 1.0
     for name, rgb in INSIDE.items():
-        colors[names == name] = np.array(rgb) * np.clip(bright, 0.35, 1.2)
+        least = 0.85 if name == "teeth" else 0.35  # teeth are white whatever the skin
+        colors[names == name] = np.array(rgb) * np.clip(bright, least, 1.2)
     colors = _shade_mouth(body, rest, names, colors)
     colors = _eyes(body, view, person, vertices, points, names, seen, colors, scale_px)
     return colors.clip(0, 1), seen
@@ -176,12 +177,14 @@ def _lids(names, blink, rest, colors, seen):
     colors = colors.copy()
     height = np.median(rest[lid & (names == "eyelid"), 2])
     below = np.flatnonzero(skin & (rest[:, 2] < height - 0.012) & (rest[:, 2] > height - 0.035))
-    tone = 0.95 * colors[below[cKDTree(rest[below]).query(rest[lid] * [1, 0.3, 0.3] + [0, 0, -0.02 + 0.7 * height], k=12)[1]]].mean(
-        1
-    )
+    across = np.stack([rest[lid][:, 0], np.full(lid.sum(), rest[below, 1].min()), np.full(lid.sum(), height - 0.022)], 1)
+    tone = 0.97 * colors[below[cKDTree(rest[below]).query(across, k=12)[1]]].mean(1)
     rim = (names == "eyelid")[lid]
+    shown = seen[lid] & ~rim
+    if shown.sum() > 20:  # lids lie in the shade of the brow: as bright as the brighter part of what shows of them
+        tone *= np.clip(np.percentile(colors[lid][shown].mean(1), 65) / tone.mean(), 0.5, 1.0)
     own, dark = colors[lid], colors[lid].mean(1) / tone.mean(1).clip(1e-3)
-    share = np.where(seen[lid], np.clip((0.95 - dark) / 0.15, 0, 1) * np.clip((blink[lid] - LID_MM) / 2, 0, 1), 1.0)[:, None]
+    share = np.where(seen[lid], np.clip((0.82 - dark) / 0.2, 0, 1) * np.clip((blink[lid] - LID_MM) / 2, 0, 1), 1.0)[:, None]
     painted = own + share * (tone - own)
     colors[lid] = np.where(rim[:, None], np.where(seen[lid][:, None], own, 0.75 * tone), painted)
     return colors, seen & ~(lid & (names != "eyelid"))
