@@ -121,7 +121,7 @@ def test_begins_with_the_generated_cells(stem, book):
     assert parameters.source.startswith(course.PARAMETERS)
     for line in parameters.source.splitlines():
         assert "#" in line, f"no comment on {line}"
-    assert f'"{stem}")' in book.cells[4].source
+    assert f'"{stem}"' in book.cells[4].source
     assert "setup(PRESET, SEED, DEVICE, RUN_DIR" in book.cells[4].source
 
 
