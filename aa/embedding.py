@@ -53,36 +53,57 @@ class Temporal(nn.Module):
         return h + self.out(F.gelu(self.conv(self.norm(h).transpose(1, 2)).transpose(1, 2)))
 
 
-class MotionEncoder(nn.Module):
-    """E_X: coordinates of dG (B, T, K) -> latents x (B, T, D). The first PCA directions pass straight; a convolution, zero at the
-    start, adds what they miss."""
+class PartEncoder(nn.Module):
+    """Coordinates of one part (B, T, k) -> its latents (B, T, d). The first PCA directions pass straight; a convolution, zero at
+    the start, adds what they miss."""
 
-    def __init__(self, sizes: dict[str, int], config: EmbeddingConfig):
+    def __init__(self, size: int, latents: int, width: int, kernel: int):
         super().__init__()
-        self.skip = nn.Linear(sum(sizes.values()), sum(config.latents.values()), bias=False)
-        self.skip.weight.data = _identity(sizes, config.latents)
-        self.enter = nn.Conv1d(sum(sizes.values()), config.width, config.kernel, padding=config.kernel // 2)
-        self.leave = _zero(nn.Linear(config.width, sum(config.latents.values())))
+        self.skip = nn.Linear(size, latents, bias=False)
+        self.skip.weight.data = torch.eye(latents, size)
+        self.enter = nn.Conv1d(size, width, kernel, padding=kernel // 2)
+        self.leave = _zero(nn.Linear(width, latents))
 
     def forward(self, coordinates: Tensor) -> Tensor:
         h = self.enter(coordinates.transpose(1, 2)).transpose(1, 2)
         return self.skip(coordinates) + self.leave(F.gelu(h))
 
 
-class MotionDecoder(nn.Module):
-    """Latents x (B, T, D) -> coordinates (B, T, K), frame by frame: linear skip, the transpose of E_X's, plus an MLP from zero."""
+class PartDecoder(nn.Module):
+    """Latents of one part (..., d) -> its coordinates (..., k), frame by frame: linear skip, the transpose of the encoder's, plus
+    an MLP from zero. No bias: latents of zero are the body at rest."""
 
-    def __init__(self, sizes: dict[str, int], config: EmbeddingConfig):
+    def __init__(self, size: int, latents: int, width: int):
         super().__init__()
-        D, K = sum(config.latents.values()), sum(sizes.values())
-        self.skip = nn.Linear(D, K, bias=False)
-        self.skip.weight.data = _identity(sizes, config.latents).T.contiguous()
-        self.mlp = nn.Sequential(
-            nn.Linear(D, 2 * config.width, bias=False), nn.GELU(), _zero(nn.Linear(2 * config.width, K, bias=False))
-        )  # no bias: latents of zero are the body at rest
+        self.skip = nn.Linear(latents, size, bias=False)
+        self.skip.weight.data = torch.eye(size, latents)
+        self.mlp = nn.Sequential(nn.Linear(latents, width, bias=False), nn.GELU(), _zero(nn.Linear(width, size, bias=False)))
 
     def forward(self, x: Tensor) -> Tensor:
         return self.skip(x) + self.mlp(x)
+
+
+class PerPart(nn.Module):
+    """One module for each part, on its own columns: a quick mouth must not shake the arms."""
+
+    def __init__(self, modules: dict[str, nn.Module], columns: list[int]):
+        super().__init__()
+        self.of, self.columns = nn.ModuleList(modules[p] for p in PARTS), columns
+
+    def forward(self, h: Tensor) -> Tensor:
+        return torch.cat([f(x) for f, x in zip(self.of, h.split(self.columns, -1))], -1)
+
+
+def motion_encoder(sizes: dict[str, int], config: EmbeddingConfig) -> PerPart:
+    """E_X: coordinates of dG (B, T, K) -> latents x (B, T, D)."""
+    one = {p: PartEncoder(sizes[p], config.latents[p], config.width // 2, config.kernel) for p in PARTS}
+    return PerPart(one, [sizes[p] for p in PARTS])
+
+
+def motion_decoder(sizes: dict[str, int], config: EmbeddingConfig) -> PerPart:
+    """Latents x (..., D) -> coordinates (..., K)."""
+    one = {p: PartDecoder(sizes[p], config.latents[p], config.width) for p in PARTS}
+    return PerPart(one, [config.latents[p] for p in PARTS])
 
 
 class AudioEncoder(nn.Module):
@@ -98,11 +119,6 @@ class AudioEncoder(nn.Module):
         return self.norm(self.blocks(self.enter(features)))
 
 
-def _identity(sizes: dict[str, int], latents: dict[str, int]) -> Tensor:
-    """(D, K): latent i of a part is coordinate i of that part."""
-    return torch.block_diag(*[torch.eye(latents[p], sizes[p]) for p in PARTS])
-
-
 def _zero(layer: nn.Linear) -> nn.Linear:
     nn.init.zeros_(layer.weight)
     if layer.bias is not None:
@@ -116,7 +132,7 @@ class Embedding(nn.Module):
     def __init__(self, config: EmbeddingConfig | None = None, sizes: dict[str, int] | None = None):
         super().__init__()
         self.config, self.sizes = config or EmbeddingConfig(), sizes or dict(COMPONENTS)
-        self.encoder, self.decoder = MotionEncoder(self.sizes, self.config), MotionDecoder(self.sizes, self.config)
+        self.encoder, self.decoder = motion_encoder(self.sizes, self.config), motion_decoder(self.sizes, self.config)
         self.audio = AudioEncoder(self.config)
         D, w, s = sum(self.config.latents.values()), self.config.width, self.config.shared
         self.motion_head = nn.Sequential(nn.Linear(D, w), nn.GELU(), nn.Linear(w, s))

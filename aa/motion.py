@@ -205,13 +205,13 @@ class MotionModel(nn.Module):
         return self.embedding.decode(self.basis, x * self.scale)
 
     @torch.no_grad()
-    def generate(self, audio, seed: int = 0, guidance: float | dict = 1.2, steps: int = 6, frames=None) -> Deformation:
+    def generate(self, audio, seed: int = 0, guidance: float | dict = 1.4, steps: int = 6, frames=None) -> Deformation:
         """Motion dG (T, V, 3) for sound (n,) float32 at 16 kHz, T = round(25 n / 16000); see `stream`."""
         chunks = list(self.stream(audio, seed, guidance, steps, frames))
         return Deformation(torch.cat([c.means for c in chunks]), torch.cat([c.rotvecs for c in chunks]))
 
     @torch.no_grad()
-    def stream(self, audio, seed=0, guidance=1.2, steps=6, frames=None, chunk: int = 60) -> Iterator[Deformation]:
+    def stream(self, audio, seed=0, guidance=1.4, steps=6, frames=None, chunk: int = 60) -> Iterator[Deformation]:
         """As `generate`, in pieces of at most `chunk` frames, so that memory does not grow with the recording.
 
         Args: guidance: how far body and hands are pushed from "any motion" to "motion for this sound" (1 is none); the face is
@@ -222,7 +222,7 @@ class MotionModel(nn.Module):
                 yield self.to_motion(piece)
 
     @torch.no_grad()
-    def stream_latents(self, audio, seed=0, guidance=1.2, steps=6, frames=None) -> Iterator[Tensor]:
+    def stream_latents(self, audio, seed=0, guidance=1.4, steps=6, frames=None) -> Iterator[Tensor]:
         """Normalised latents (n, D) window by window, starting at rest."""
         from aa.audio import features
 

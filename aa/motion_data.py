@@ -66,7 +66,7 @@ def recipes(count: int, seed: int = 0, split: str = "train", voices=VOICES_TRAIN
 # Spellings that espeak reads as the sounds one would think.
 ONSETS = "b br bl p pr pl m m b p f fl fr v w t tr st d dr s sh ch k kr g gr l r n h j y th sp sm"
 NUCLEI = "a e i o u ee oo ai ow oa ar or er oy"
-CODAS = "b p m n t d s f v l k ng sh st mp nd - -"  # - for none
+CODAS = "- - b p m n t d s f v l k ng sh st mp nd"  # - for none
 
 
 def shuffled(texts: list[str], rng: np.random.Generator, invented: float) -> str:

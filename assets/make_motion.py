@@ -1,6 +1,6 @@
 """Makes assets/motion.safetensors (and motion.json beside it): data, embedding, diffusion Transformer, refiner.
 
-    python assets/make_motion.py [--clips 260] [--steps 3000] [--folder runs/motion] [--out assets/motion.safetensors]
+    python assets/make_motion.py [--clips 320] [--steps 2600] [--folder runs/motion] [--out assets/motion.safetensors]
 
 The clips are kept in the folder, so that an interrupted run goes on. The notebooks 03 and 04 call the same functions.
 """
@@ -17,10 +17,10 @@ def main() -> None:
     from aa.motion_training import make_motion_model
 
     ask = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    ask.add_argument("--clips", type=int, default=260)
-    ask.add_argument("--embedding-steps", type=int, default=800)
-    ask.add_argument("--steps", type=int, default=3000)
-    ask.add_argument("--refiner-steps", type=int, default=400)
+    ask.add_argument("--clips", type=int, default=320)
+    ask.add_argument("--embedding-steps", type=int, default=600)
+    ask.add_argument("--steps", type=int, default=2600)
+    ask.add_argument("--refiner-steps", type=int, default=200)
     ask.add_argument("--seed", type=int, default=0)
     ask.add_argument("--folder", type=Path, default=ROOT / "runs" / "motion")
     ask.add_argument("--out", type=Path, default=ROOT / "assets" / "motion.safetensors")
