@@ -23,6 +23,7 @@ from aa.detect import detect
 from aa.fringe import parts_of_vertices
 from aa.gaussians import Gaussians, load_layout
 from aa.landmarks import load_landmarks
+from aa.lips import close_lips
 from aa.paint import make_view
 from aa.particles import cover, to_vertices
 from aa.performer import at_ease
@@ -156,7 +157,7 @@ def fit_photo(
         posed = skin(body, fit.betas, fit.rotvecs, fit.actions, fit.stretch)[1]
         photo_vertices = align(body, posed, fit.viewmat, fit.K, person, settings.align_rounds)
         _, rest, rotations = skin(body, fit.betas, fit.rotvecs, torch.zeros_like(fit.actions), fit.stretch)
-        vertices = rest + (photo_vertices - posed)
+        vertices = close_lips(body, rest + (photo_vertices - posed), rotations)
         for v in (photo_vertices, vertices):
             _lower_teeth(body, v, rotations)
         t = done("outline", t)

