@@ -27,7 +27,7 @@ CHUNK = 25  # frames animated at once: memory does not grow with the length of t
 SILENT_DB = -60.0  # the loudest frame of a recording below this is taken as silence
 # One photo shows one side of an arm: large gestures would turn its unseen side to the camera. Share of arm rotations that is kept,
 # from arms at ease down to arms raised in the photo (gestures start from arms at ease, so raised ones have less room).
-MOST_GAIN, LEAST_GAIN, RAISED = 0.3, 0.18, 1.4  # RAISED: radians from ease at which the least is reached
+MOST_GAIN, LEAST_GAIN, RAISED = 0.3, 0.15, 1.4  # RAISED: radians from ease at which the least is reached
 BROKEN = (OSError, ValueError, KeyError, TypeError, SafetensorError)  # what reading a damaged cache entry raises
 
 
@@ -127,7 +127,7 @@ def retarget(body: Body, avatar) -> Transfer:
 
     with torch.no_grad():
         source, _ = body.pose(rotvecs=torch.as_tensor(at_ease(body), dtype=torch.float32, device=body.device))
-    return Transfer(body, source, avatar.vertices, avatar.turn, gesture_gain(body, avatar))
+    return Transfer(body, source, avatar.vertices, avatar.turn, gesture_gain(body, avatar), stiff_hands(body))
 
 
 def gesture_gain(body: Body, avatar) -> torch.Tensor:
@@ -143,6 +143,19 @@ def gesture_gain(body: Body, avatar) -> torch.Tensor:
         keep = MOST_GAIN + (LEAST_GAIN - MOST_GAIN) * min(1.0, raised / RAISED)
         gain = gain - arm * (1 - keep)
     return gain
+
+
+def stiff_hands(body: Body) -> torch.Tensor:
+    """For each vertex (V,) the one whose rotation it takes: hands go with their forearms. One photo shows fingers from one side
+    and often one behind the other; bending them apart would tear the picture of the hand."""
+    carry = torch.arange(len(body.v_template), device=body.device)
+    for side in "LR":
+        wrist = body.joint_template[body.joint(f"wrist.{side}")]
+        hand = [j for j, n in enumerate(body.joint_names) if n.startswith(("wrist", "finger", "metacarpal")) and n.endswith(side)]
+        forearm = body.region_vertices("forearm")
+        near = forearm[(body.v_template[forearm] - wrist).norm(dim=1).argmin()]
+        carry[body.weights[:, hand].sum(1) > 0.5] = near
+    return carry
 
 
 def _on_arm(joint: str, side: int) -> bool:
