@@ -16,7 +16,7 @@ SPACE, TIME = ((0, 1), (0, 2), (1, 2)), (0, 1, 2)
 
 @dataclass(frozen=True)
 class FitSettings:
-    """Settings of the 4DGS fit; sizes and rates after [89], scaled to a laptop (weights: prototype runs at 256 px)."""
+    """Settings of the 4DGS fit; sizes and rates after [89], scaled to a laptop (weights found at 256 px)."""
 
     resolution: int = 32  # cells of a plane along space at scale 1; each part's box has planes of its own
     channels: int = 16  # features per plane
