@@ -188,6 +188,17 @@ def quat_to_rotvec(q: torch.Tensor) -> torch.Tensor:
     return q[..., 1:] * torch.where(s < 1e-6, 2.0 / q[..., :1].clamp_min(1e-6), angle / s.clamp_min(1e-12))
 
 
+def matrix_to_rotvec(m: torch.Tensor) -> torch.Tensor:
+    """Rotation vectors (..., 3) of the rotations nearest to matrices (..., 3, 3)."""
+    return quat_to_rotvec(matrix_to_quat(m))
+
+
+def rotvec_to_quat(rotvec: torch.Tensor) -> torch.Tensor:
+    """Unit quaternions (..., 4) wxyz of rotation vectors (..., 3) in radians."""
+    half = 0.5 * rotvec.norm(dim=-1, keepdim=True)
+    return torch.cat([half.cos(), 0.5 * rotvec * torch.sinc(half / torch.pi)], -1)
+
+
 def quat_multiply(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     """Hamilton product (..., 4) of quaternions wxyz: the rotation b followed by a."""
     aw, ax, ay, az = a.unbind(-1)
@@ -201,6 +212,14 @@ def quat_multiply(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
         ],
         -1,
     )
+
+
+def vertex_normals(vertices: torch.Tensor, faces: torch.Tensor) -> torch.Tensor:
+    """Unit normals (V, 3), area-weighted means over the triangles around each vertex."""
+    a, b, c = vertices[faces].unbind(1)
+    n = torch.linalg.cross(b - a, c - a)
+    out = torch.zeros_like(vertices).index_add_(0, faces.flatten(), n.repeat_interleave(3, 0))
+    return torch.nn.functional.normalize(out, dim=-1)
 
 
 def load_people(path: Path | None = None) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:

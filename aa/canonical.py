@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from tqdm.auto import tqdm
 
 from aa.align import align, solid_faces
-from aa.body import load_body, matrix_to_quat, quat_multiply, rotvec_to_matrix
+from aa.body import load_body, matrix_to_rotvec, quat_multiply, rotvec_to_matrix, rotvec_to_quat
 from aa.detect import detect
 from aa.fringe import parts_of_vertices
 from aa.gaussians import Gaussians, load_layout
@@ -104,13 +104,13 @@ def animate(avatar: Avatar, motion: Deformation) -> tuple[torch.Tensor, torch.Te
     """Means (T, N, 3) m and quats (T, N, 4) of the avatar's Gaussians under motion of its vertices, (T, V, 3)."""
     g, corners, bary = avatar.gaussians, avatar.corners, avatar.bary
     read = lambda x: (x[:, corners.flatten()].unflatten(1, (-1, 3)) * bary[..., None]).sum(2)  # noqa: E731
-    quats = _rotvec_to_quat(read(motion.rotvecs))
+    quats = rotvec_to_quat(read(motion.rotvecs))
     means = g.means + read(motion.means)
     free = avatar.loose
     arm = (g.means - (avatar.vertices[corners] * bary[..., None]).sum(1))[~free]  # (n, 3) off the surface
     means[:, ~free] += _rotate(quats[:, ~free], arm) - arm
     arms = g.means[free][:, None] - avatar.vertices[corners[free]]  # (n, 3, 3) from each corner
-    turns = _rotvec_to_quat(motion.rotvecs)[:, corners[free]]  # (T, n, 3, 4)
+    turns = rotvec_to_quat(motion.rotvecs)[:, corners[free]]  # (T, n, 3, 4)
     means[:, free] += ((_rotate(turns, arms) - arms) * bary[free][..., None]).sum(2)
     return means, quat_multiply(quats, g.quats.expand(len(quats), -1, -1))
 
@@ -178,7 +178,7 @@ def fit_photo(
     with torch.no_grad():
         gaussians = to_vertices(gaussians, cloud.corners, cloud.bary, cloud.loose, photo_vertices, vertices)
         ease = body.pose(rotvecs=at_ease(body))[1]
-        turn = rotvec_to_matrix(_log(rotations @ torch.linalg.inv(ease)))
+        turn = rotvec_to_matrix(matrix_to_rotvec(rotations @ torch.linalg.inv(ease)))
     report = {
         "eyes_px": person.eye_distance * width / person.image.shape[1],
         "face_px_before": fit.face_error,
@@ -251,18 +251,6 @@ def _lower_teeth(body, vertices, rotations) -> None:
     teeth = body.region_vertices("teeth")
     upper = teeth[body.action_dirs[body.action("jawOpen"), teeth].norm(dim=1) < 1e-3]
     vertices[upper] += rotations[upper] @ torch.tensor([0, 0, -UPPER_TEETH])
-
-
-def _log(matrices):
-    from aa.body import quat_to_rotvec
-
-    return quat_to_rotvec(matrix_to_quat(matrices))
-
-
-def _rotvec_to_quat(r: torch.Tensor) -> torch.Tensor:
-    """Unit quaternions (..., 4) wxyz of rotation vectors (..., 3)."""
-    angle = r.norm(dim=-1, keepdim=True)
-    return torch.cat([(angle / 2).cos(), r * 0.5 * torch.sinc(angle / (2 * torch.pi))], -1)
 
 
 def _rotate(q: torch.Tensor, v: torch.Tensor) -> torch.Tensor:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from aa.body import Body, matrix_to_quat, quat_to_rotvec, rotvec_to_matrix
+from aa.body import Body, matrix_to_rotvec, rotvec_to_matrix
 from aa.visemes import VOWELS, Segment, loudness
 
 # --- postures ---------------------------------------------------------------------------------------------------------------------
@@ -71,7 +71,7 @@ def _matrix(rotvec):
 
 
 def _rotvec(matrix):
-    return quat_to_rotvec(matrix_to_quat(torch.as_tensor(matrix, dtype=torch.float64))).numpy()
+    return matrix_to_rotvec(torch.as_tensor(matrix, dtype=torch.float64)).numpy()
 
 
 def posture(body: Body, arm, curl: float = 1.0) -> np.ndarray:

@@ -4,8 +4,9 @@ import math
 
 import torch
 
+from aa.body import vertex_normals
 from aa.identities import Identity
-from aa.layers import Layers, add_grid, compact, grid_faces, ray_radius, smooth, vertex_normals
+from aa.layers import Layers, add_grid, compact, grid_faces, ray_radius, smooth
 
 HEAD_CENTRE = (0.0, -0.045, 0.905)
 # Hairline of the mean head: height (m) by azimuth (degrees from the nose).

@@ -7,7 +7,7 @@ actions, so that `Body.pose` moves the whole figure.
 import torch
 import warp as wp
 
-from aa.body import Body
+from aa.body import Body, vertex_normals
 from aa.shader import inward
 
 
@@ -31,14 +31,6 @@ class Layers:
     def add_on(self, vertices, canon, rest, mask, faces, kind):
         """Append a layer whose vertices move with the body vertices (n,) they were made from."""
         self.add(canon, rest, self.body.weights[vertices], self.body.action_dirs[:, vertices], mask, faces, kind)
-
-
-def vertex_normals(vertices: torch.Tensor, faces: torch.Tensor) -> torch.Tensor:
-    """Unit normals (V, 3), area-weighted means over the triangles around each vertex."""
-    a, b, c = vertices[faces].unbind(1)
-    n = torch.linalg.cross(b - a, c - a)
-    out = torch.zeros_like(vertices).index_add_(0, faces.flatten(), n.repeat_interleave(3, 0))
-    return torch.nn.functional.normalize(out, dim=-1)
 
 
 def smooth(vertices: torch.Tensor, faces: torch.Tensor, rounds: int) -> torch.Tensor:

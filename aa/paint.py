@@ -8,6 +8,7 @@ import torch
 from scipy.ndimage import distance_transform_edt
 from scipy.spatial import cKDTree
 
+from aa import gaussians
 from aa.body import REGIONS, Body
 from aa.zbuffer import zbuffer
 
@@ -118,9 +119,8 @@ def sample(image, pixels, radius) -> np.ndarray:
 
 def project(points, viewmat, K):
     """Pixels (n, 2) and depths (n,) as numpy."""
-    camera = points @ viewmat[:3, :3].T + viewmat[:3, 3]
-    flat = camera @ K.T
-    return (flat[:, :2] / flat[:, 2:].clamp_min(1e-6)).numpy(), camera[:, 2].numpy()
+    pixels, depths = gaussians.project(points, viewmat, K)
+    return pixels.numpy(), depths.numpy()
 
 
 def visible(view: View, points, normals):

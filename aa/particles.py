@@ -8,7 +8,7 @@ import torch
 from scipy.spatial import cKDTree
 
 from aa.align import solid_faces
-from aa.body import REGIONS, Body, matrix_to_quat, quat_multiply
+from aa.body import REGIONS, Body, matrix_to_quat, quat_multiply, vertex_normals
 from aa.gaussians import Gaussians, Layout
 from aa.paint import LID_MM, View, blink_actions, blink_mm, materials, paint, project, sample, spread, visible
 
@@ -61,16 +61,6 @@ def cover(body: Body, layout: Layout, view: View, person, vertices, settings, sc
     return join([*parts, loose])
 
 
-def vertex_normals(faces, vertices) -> torch.Tensor:
-    """Unit normals (V, 3), weighted by area."""
-    a, b, c = vertices[faces].unbind(1)
-    flat = torch.linalg.cross(b - a, c - a)
-    out = torch.zeros_like(vertices)
-    for k in range(3):
-        out.index_add_(0, faces[:, k], flat)
-    return torch.nn.functional.normalize(out, dim=1)
-
-
 def metres_per_pixel(view: View, points) -> torch.Tensor:
     """Size (n,) of a pixel at the depth of points (n, 3)."""
     z = points @ view.viewmat[2, :3] + view.viewmat[2, 3]
@@ -104,7 +94,7 @@ def on_layout(body: Body, layout: Layout, view: View, person, vertices, scale_px
     """The layout's particles with their colours."""
     faces = solid_faces(body)[0]
     means = layout.place(vertices)
-    normals = torch.nn.functional.normalize(layout.place(vertex_normals(faces, vertices)), dim=1)
+    normals = torch.nn.functional.normalize(layout.place(vertex_normals(vertices, faces)), dim=1)
     radius = COVER * layout.spacing * _stretched(body, layout.corners, vertices)
     radius_px = (radius / metres_per_pixel(view, means)).numpy()
     rest = layout.place(body.v_template).numpy()
@@ -229,7 +219,7 @@ def detail(body: Body, wanted, view: View, vertices, spacing: float, room: int) 
     corners = faces[tri]
     read = lambda v: (v[corners] * bary[..., None]).sum(1)  # noqa: E731
     means = read(vertices)
-    normals = torch.nn.functional.normalize(read(vertex_normals(faces, vertices)), dim=1)
+    normals = torch.nn.functional.normalize(read(vertex_normals(vertices, faces)), dim=1)
     radius = COVER_DETAIL * spacing * metres_per_pixel(view, means)
     eye = -view.viewmat[:3, :3].T @ view.viewmat[:3, 3]
     ray = torch.nn.functional.normalize(eye - means, dim=1)

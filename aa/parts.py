@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from aa.body import HELPERS, Body, matrix_to_quat, quat_multiply, quat_to_rotvec
+from aa.body import HELPERS, Body, matrix_to_rotvec, quat_multiply, quat_to_rotvec, rotvec_to_quat
 from aa.transfer import Deformation
 
 PARTS = ("body", "face", "hand")
@@ -81,12 +81,6 @@ def _used(body: Body) -> torch.Tensor:
     return used
 
 
-def rotvec_to_quat(rotvec: torch.Tensor) -> torch.Tensor:
-    """Unit quaternions (..., 4) wxyz of rotation vectors (..., 3) in radians."""
-    half = 0.5 * rotvec.norm(dim=-1, keepdim=True)
-    return torch.cat([half.cos(), 0.5 * rotvec * torch.sinc(half / torch.pi)], -1)
-
-
 def rigid_fit(source: torch.Tensor, target: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Best rotation (..., 3, 3) and offset (..., 3) with target = R source + t (Kabsch 1976). source (n, 3), target (..., n, 3)."""
     a, b = source.mean(-2), target.mean(-2)
@@ -117,7 +111,7 @@ def _carriers(parts: Parts, at: dict[str, torch.Tensor]) -> list[tuple]:
     carried positions (T, n, 3), rotation vectors (T, 1 or n, 3) by which the vertices are turned).
     """
     fits = {name: rigid_fit(parts.rest[index], at[name]) for name, index in parts.frames.items()}
-    turns = {name: quat_to_rotvec(matrix_to_quat(R))[:, None] for name, (R, _) in fits.items()}
+    turns = {name: matrix_to_rotvec(R)[:, None] for name, (R, _) in fits.items()}
     move = lambda name, x: x @ fits[name][0].transpose(-1, -2) + fits[name][1][..., None, :]  # noqa: E731
     x, hold = parts.rest[parts.face], parts.hold[:, None]
     # Head and neck differ by little, so that their rotation vectors may be mixed.

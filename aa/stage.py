@@ -6,9 +6,8 @@ import numpy as np
 import torch
 import warp as wp
 
-from aa.body import HELPERS, REGIONS, Body
+from aa.body import HELPERS, REGIONS, Body, vertex_normals
 from aa.identities import PATTERNS, Identity
-from aa.layers import vertex_normals
 from aa.materials import Look
 from aa.shader import Surface, occlusion, shade
 from aa.wardrobe import NECKLINES, Figure, dress

@@ -11,11 +11,10 @@ import numpy as np
 import torch
 import warp as wp
 
-from aa.body import Body, load_body
+from aa.body import Body, load_body, vertex_normals
 from aa.clips import Clip
 from aa.gestures import posture
 from aa.identities import Identity, sample_identity
-from aa.layers import vertex_normals
 from aa.shader import dressed, first_hit
 from aa.stage import Stage, camera
 

@@ -16,7 +16,7 @@ import torch
 from safetensors import SafetensorError
 from tqdm.auto import tqdm
 
-from aa.body import Body, load_body, matrix_to_quat, quat_to_rotvec
+from aa.body import Body, load_body, matrix_to_rotvec
 from aa.errors import InputError
 from aa.gaussians import Gaussians
 from aa.media import FPS, MIN_SECONDS, SAMPLE_RATE, VideoWriter, check_writable, load_audio
@@ -133,7 +133,7 @@ def retarget(body: Body, avatar) -> Transfer:
 def gesture_gain(body: Body, avatar) -> torch.Tensor:
     """Share (V,) of arm rotations to keep: gestures start from arms at ease, so arms already raised in the photo get less."""
     gain = torch.ones(len(avatar.vertices), device=avatar.vertices.device)
-    angle = quat_to_rotvec(matrix_to_quat(avatar.turn)).norm(dim=1)
+    angle = matrix_to_rotvec(avatar.turn).norm(dim=1)
     for side in (-1, 1):
         mine = body.v_template[:, 0] * side > 0
         forearm = torch.zeros_like(mine)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from aa.body import Body, matrix_to_quat, quat_multiply, quat_to_rotvec, rotvec_to_matrix
+from aa.body import Body, matrix_to_quat, matrix_to_rotvec, quat_multiply, rotvec_to_matrix
 from aa.gaussians import Gaussians, Layout
 
 RIGID_MM = 4.0  # nodes avoid vertices that facial actions move further than this: what they do is local, not rigid
@@ -46,7 +46,7 @@ class Deformation:
 def motion_from_rest(vertices, rotations, rest_vertices, rest_rotations) -> Deformation:
     """dG of posed vertices (T, V, 3) with blended rotations (T, V, 3, 3) relative to a rest posture (V, 3), (V, 3, 3)."""
     turn = rotations @ torch.linalg.inv(rest_rotations)
-    return Deformation(vertices - rest_vertices, quat_to_rotvec(matrix_to_quat(turn)))
+    return Deformation(vertices - rest_vertices, matrix_to_rotvec(turn))
 
 
 class Transfer:
@@ -62,7 +62,7 @@ class Transfer:
     def __init__(self, body: Body, source, target, turn=None, gain=None, carry=None, nodes: int = 900):
         self.source, self.target = source, target
         turn = torch.eye(3, device=source.device).expand(len(source), 3, 3) if turn is None else turn
-        self.turn = rotvec_to_matrix(quat_to_rotvec(matrix_to_quat(turn)))  # skinning blends rotations; these are exact
+        self.turn = rotvec_to_matrix(matrix_to_rotvec(turn))  # skinning blends rotations; these are exact
         self.gain = torch.ones(len(source), 1, device=source.device) if gain is None else gain[:, None]
         rest = body.v_template
         self.nodes = _farthest_points(rest, _rigid_vertices(body), nodes)
