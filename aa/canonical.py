@@ -129,6 +129,7 @@ def render(avatar: Avatar, means, quats, background=None) -> torch.Tensor:
     return torch.stack(frames).clamp(0, 1)
 
 
+@torch.enable_grad()  # it optimises, wherever it is called from
 def fit_photo(
     image, *, particles=40_000, size=768, seed=0, device="cpu", progress=True, settings: Settings | None = None
 ) -> Avatar:

@@ -182,6 +182,14 @@ def test_same_seed_same_avatar():
     assert torch.equal(one.vertices, two.vertices)
 
 
+def test_fits_where_gradients_are_switched_off():
+    few = replace(TINY, fit_iterations=2, align_rounds=1, refine_iterations=1)
+    with torch.no_grad():
+        avatar = fit_photo(PORTRAIT, particles=10_000, size=128, progress=False, settings=few)
+    assert not avatar.gaussians.colors.requires_grad
+    assert not avatar.vertices.requires_grad
+
+
 def test_zbuffer_sees_the_nearer_triangle():
     v = torch.tensor([[-1.0, -1, 2], [1, -1, 2], [0, 1, 2], [-1, -1, 3], [1, -1, 3], [0, 1, 3]])
     K = torch.tensor([[20.0, 0, 16], [0, 20, 16], [0, 0, 1]])
