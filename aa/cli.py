@@ -1,4 +1,4 @@
-"""The command line: `python -m aa talk`, `course` and `version`.
+"""The command line: `python -m aa talk`, `course`, `bench` and `version`.
 
 Exit codes: 0 done, 1 a notebook failed, 2 the input cannot be used (one sentence on stderr), 130 stopped by Ctrl-C.
 Everything heavy is imported inside the commands, so that `--help` is there at once.
@@ -64,8 +64,23 @@ def parser() -> argparse.ArgumentParser:
     course.add_argument("--quiet", action="store_true", help="no progress bar")
     course.add_argument("--refresh-nav", action="store_true", help="only rewrite the generated cells of the notebooks")
 
+    add_bench(commands)
     commands.add_parser("version", help="versions of aa, Python and the packages that matter")
     return top
+
+
+def add_bench(commands) -> None:
+    """The arguments of `bench`."""
+    bench = commands.add_parser("bench", help="time the renderer on this machine")
+    bench.add_argument("--sizes", nargs="+", metavar="N-PIXELS", help="scenes, as 20k-512 or avatar-40k-512 (default: six of them)")
+    bench.add_argument("--threads", nargs="+", type=int, metavar="N", help="numbers of threads (default: 1, 2, all cores)")
+    bench.add_argument("--repeats", type=int, default=10, help="timed calls per number (default: %(default)s)")
+    bench.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="cuda: against gsplat (default: %(default)s)")
+    bench.add_argument("--all", action="store_true", help="the slow reference on the largest scene too")
+    bench.add_argument("--scaling", action="store_true", help="curves over Gaussians, pixels and frames instead of the table")
+    bench.add_argument("--out", type=Path, help="json to write; with --scaling also a png beside it (default then: scaling.json)")
+    bench.add_argument("--markdown", action="store_true", help="print the table as Markdown")
+    bench.add_argument("--quiet", action="store_true", help="no progress bar")
 
 
 def run_talk(given: argparse.Namespace) -> int:
@@ -125,6 +140,47 @@ def run_course(given: argparse.Namespace) -> int:
     return 0
 
 
+def run_bench(given: argparse.Namespace) -> int:
+    """`bench`: a table, or with --scaling curves; the file is checked before anything is timed."""
+    from aa import bench
+    from aa.bench_scenes import SIZES, parse_size
+    from aa.media import check_writable, save_json
+
+    sizes = [parse_size(text) for text in given.sizes] if given.sizes else SIZES
+    bench.check(given.threads, given.repeats, given.device)
+    if given.scaling:
+        return run_scaling(given)
+    if given.out is not None:
+        check_writable(given.out)
+    report = bench.run(sizes, given.threads, given.repeats, given.device, given.all, not given.quiet)
+    print(bench.table(report, given.markdown))
+    print(("\n" if given.markdown else "") + bench.footer(report))
+    if given.out is not None:
+        save_json(given.out, report)
+    return 0
+
+
+def run_scaling(given: argparse.Namespace) -> int:
+    """`bench --scaling`: curves as text, json and png, by the largest number of threads given."""
+    from aa import bench_scaling
+    from aa.media import check_writable, save_json
+    from aa.viz import save_png
+
+    if given.sizes or given.device != "cpu":
+        raise InputError("--scaling has its own sizes, on the CPU: leave --sizes and --device out.")
+    out = check_writable(given.out or Path("scaling.json"))
+    if out.suffix.lower() != ".json":
+        raise InputError(f"{out.name} does not end in .json: the curves are written as json, the picture beside it as png.")
+    check_writable(out.with_suffix(".png"))
+    threads = max(given.threads) if given.threads else None
+    result = bench_scaling.scaling(threads=threads, repeats=given.repeats, progress=not given.quiet)
+    print(bench_scaling.text(result))
+    save_json(out, result)
+    picture = save_png(bench_scaling.plot(result), out.with_suffix(".png"))
+    print(f"{out} and {picture}")
+    return 0
+
+
 def literal(text: str):
     """A parameter's value from the command line: a Python literal, or else the text itself."""
     try:
@@ -153,7 +209,8 @@ def main(arguments: list[str] | None = None) -> int:
         parser().print_help()
         return 0
     try:
-        return {"talk": run_talk, "course": run_course, "version": run_version}[given.command](given)
+        run = {"talk": run_talk, "course": run_course, "bench": run_bench, "version": run_version}
+        return run[given.command](given)
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

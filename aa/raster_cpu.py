@@ -63,6 +63,11 @@ def _zeros(like, *shape):
     return torch.from_numpy(np.zeros(shape, _array(like).dtype))
 
 
+def _chunks(C, N):
+    """Tasks (camera, first, last) over all Gaussians of all cameras."""
+    return [(c, n, min(n + CHUNK, N)) for c in range(C) for n in range(0, N, CHUNK)]
+
+
 class Project(torch.autograd.Function):
     """`project_torch` by numba kernels."""
 
@@ -110,18 +115,18 @@ class Composite(torch.autograd.Function):
         size, floats = (width, height), depths.detach().contiguous().numpy().dtype
         keys = _array(depths).view(np.uint32 if floats.itemsize == 4 else np.uint64)  # bits of floats >= 0 sort as ints
         arrays = [_array(x) for x in (means2d, conics, radii, opacities, colors)]
-        padded = -(-D // 4) * 4  # the kernels take four channels at a time
-        packed, order = np.empty((C, N, 8 + padded), floats), np.empty((C, N), np.int64)
-        lines, slots, row_lists = np.empty((C, N, 2), np.int64), np.zeros((C, N + 1), np.int64), [None] * C
+        padded = max(D, 3)  # the kernels keep the first three channels in registers
+        packed, boxes = np.empty((C, N, 9 + padded), floats), np.empty((C, N, 4), np.int32)
+        slots, parts, row_lists = np.empty((C, N + 1), np.int64), _chunks(C, N), [None] * C
+        run_parallel(lambda k: kernels.pack(*parts[k], size, *arrays, packed, boxes), len(parts), threads)
 
-        def pack(c):
-            row_lists[c] = kernels.pack(c, size, keys, *arrays, packed, order, lines, slots)
+        def sort(c):
+            row_lists[c] = kernels.sort_into_rows(c, height, keys, boxes, slots)
 
-        run_parallel(pack, C, threads)
-        counts = [part[0] for part in row_lists]
-        bases = np.cumsum([0, *(len(part[2]) for part in row_lists)])
-        row_starts = np.concatenate([part[1][:-1] + base for part, base in zip(row_lists, bases)] + [bases[-1:]])
-        row_items = np.concatenate([part[2] for part in row_lists])
+        run_parallel(sort, C, threads)
+        bases = np.cumsum([0, *(len(part[1]) for part in row_lists)])
+        row_starts = np.concatenate([part[0][:-1] + base for part, base in zip(row_lists, bases)] + [bases[-1:]])
+        row_items = np.concatenate([part[1] for part in row_lists])
         image, alpha = colors.new_empty(C, height, width, D), colors.new_empty(C, height, width)
         results = image.numpy(), alpha.numpy()
         rows = C * -(-height // kernels.TILE_H)
@@ -130,37 +135,37 @@ class Composite(torch.autograd.Function):
         bins, background = [None] * tasks, _array(backgrounds)
 
         def render(k):
-            bins[k] = kernels.bin_rows(bounds[k], bounds[k + 1], size, packed, lines, row_starts, row_items)
-            kernels.composite(bounds[k], bounds[k + 1], size, *bins[k], background, *results)
+            bins[k] = kernels.bin_rows(bounds[k], bounds[k + 1], size, packed, boxes, row_starts, row_items)
+            kernels.composite(bounds[k], bounds[k + 1], size, row_starts, *bins[k], background, *results)
 
         run_parallel(render, tasks, threads)
         ctx.save_for_backward(conics, opacities, colors, backgrounds, image, alpha)
-        ctx.bins = size, order, slots, counts, bases, [part[3] for part in row_lists], row_starts, bounds, bins
+        ctx.bins = size, slots, bases, [part[2] for part in row_lists], row_starts, bounds, bins
         return image, alpha
 
     @staticmethod
     def backward(ctx, v_image, v_alpha):
         conics, opacities, colors, backgrounds, image, alpha = ctx.saved_tensors
-        size, order, slots, counts, bases, places, row_starts, bounds, bins = ctx.bins
-        (C, N), D, threads = order.shape, image.shape[3], torch.get_num_threads()
-        lanes = 8 + 8 * -(-D // 8)
+        size, slots, bases, places, row_starts, bounds, bins = ctx.bins
+        C, N, D, threads = len(slots), slots.shape[1] - 1, image.shape[3], torch.get_num_threads()
+        lanes = 6 + max(D, 3)
         sums = np.zeros(bases[-1] * lanes, _array(image).dtype)
         inputs = [_array(x) for x in (image, alpha, v_image, v_alpha)]
 
         def render(k):
             first, last = bounds[k], bounds[k + 1]
             part = sums[row_starts[first] * lanes : row_starts[last] * lanes]
-            kernels.composite_grad(first, last, size, *bins[k], *inputs, part)
+            kernels.composite_grad(first, last, size, row_starts, *bins[k], *inputs, part)
 
         run_parallel(render, len(bins), threads)
         grads = [_zeros(conics, C, N, *last) for last in ((2,), (3,), (), (D,))]
         saved, outputs = [_array(conics), _array(opacities)], [g.numpy() for g in grads]
 
-        parts = [(c, i, min(i + CHUNK, counts[c])) for c in range(C) for i in range(0, counts[c], CHUNK)]
+        parts = _chunks(C, N)
 
         def collect(k):
-            c, i0, i1 = parts[k]
-            kernels.gather(c, i0, i1, order, slots, places[c], sums[bases[c] * lanes :], *saved, *outputs)
+            c, first, last = parts[k]
+            kernels.gather(c, first, last, slots, places[c], sums[bases[c] * lanes :], *saved, *outputs)
 
         run_parallel(collect, len(parts), threads)
         v_means2d, v_conics, v_opacities, v_colors = grads

@@ -134,7 +134,7 @@ def where_gt(typing_context, a, b, yes, no):
 
 @intrinsic
 def vexp2(typing_context, x):
-    """2^x per lane for x <= 0, by a polynomial on [-1/2, 1/2] and the exponent bits; x is floored at -30."""
+    """2^x per lane for x <= 100, by a polynomial on [-1/2, 1/2] and the exponent bits; x is floored at -100."""
     size = x.dtype.bitwidth // 8
     interpolant = np.polynomial.Chebyshev.interpolate(np.exp2, EXP2_DEGREE[size], [-0.5, 0.5])
     coefficients = interpolant.convert(kind=np.polynomial.Polynomial).coef
@@ -147,7 +147,7 @@ def vexp2(typing_context, x):
         def constant(c, kind=vec):
             return ir.Constant(kind, [c] * TILE_W)
 
-        v = builder.select(builder.fcmp_ordered(">", args[0], constant(-30.0)), args[0], constant(-30.0))
+        v = builder.select(builder.fcmp_ordered(">", args[0], constant(-100.0)), args[0], constant(-100.0))
         magic = constant(1.5 * 2.0**mantissa)  # adding it rounds v to an integer kept in the low mantissa bits
         shifted = builder.fadd(v, magic)
         fraction = builder.fsub(v, builder.fsub(shifted, magic))
@@ -159,6 +159,31 @@ def vexp2(typing_context, x):
         return builder.bitcast(builder.add(builder.bitcast(power, ints), exponent), vec)
 
     return x(x), codegen
+
+
+@intrinsic
+def vsqrt(typing_context, v):
+    """Square root per lane."""
+
+    def codegen(context, builder, sig, args):
+        kind = args[0].type
+        name = f"llvm.sqrt.v{TILE_W}f{v.dtype.bitwidth}"  # declare_intrinsic of llvmlite knows no vectors
+        declared = builder.module.globals.get(name) or ir.Function(builder.module, ir.FunctionType(kind, [kind]), name)
+        return builder.call(declared, args)
+
+    return v(v), codegen
+
+
+@intrinsic
+def vany(typing_context, v):
+    """Whether a lane is > 0."""
+
+    def codegen(context, builder, sig, args):
+        zero = ir.Constant(args[0].type, [0.0] * TILE_W)
+        bits = builder.bitcast(builder.fcmp_ordered(">", args[0], zero), ir.IntType(TILE_W))
+        return builder.icmp_unsigned("!=", bits, ir.Constant(bits.type, 0))
+
+    return types.boolean(v), codegen
 
 
 @intrinsic
