@@ -133,7 +133,7 @@ def run(sizes, threads=None, repeats: int = 10, device: str = "cpu", everything:
     from tqdm.auto import tqdm
 
     threads = check(threads, repeats, device)
-    with tqdm(total=len(sizes) * (repeats + 1), desc="bench", unit="step", disable=not progress, leave=False) as bar:
+    with tqdm(total=len(sizes) * repeats + (device == "cpu"), desc="bench", unit="step", disable=not progress, leave=False) as bar:
         for render in (rasterize, rasterize_torch):
             for warm in make_steps(build(tiny(sizes[0]), device), 32, render).values():
                 warm()
@@ -141,10 +141,11 @@ def run(sizes, threads=None, repeats: int = 10, device: str = "cpu", everything:
         for size in sizes:
             bar.set_postfix_str(size.name)
             rows += measure(size, threads, repeats, device, everything, bar.update)
-            if device == "cpu":
-                peaks = peak_megabytes([size], max(threads))[0]
-                for one in rows[-len(PHASES) * len(threads) :]:
-                    one["memory_mb"] = peaks[one["phase"]]
+        if device == "cpu":
+            bar.set_postfix_str("memory")
+            peaks = {size.name: peak for size, peak in zip(sizes, peak_megabytes(sizes, max(threads)))}
+            for one in rows:
+                one["memory_mb"] = peaks[one["scene"]][one["phase"]]
             bar.update()
     return {"machine": machine(), "device": device, "repeats": repeats, "rows": rows}
 

@@ -31,7 +31,8 @@ def sizes_of(axis: str, values=None) -> list[Size]:
 def scaling(axes: dict | None = None, threads: int | None = None, repeats: int = 5, progress: bool = True) -> dict:
     """{"threads", "repeats", "curves": {axis: {"x", phase: {"ms", "fastest_ms", "memory_mb"}}}}.
 
-    threads: torch's number by default. x counts Gaussians, pixels of the picture or frames. The sizes of an axis take turns within each repeat.
+    threads: torch's number by default. x counts Gaussians, pixels of the picture or frames. The sizes of an axis take
+    turns within each repeat.
     """
     from tqdm.auto import tqdm
 
@@ -42,11 +43,13 @@ def scaling(axes: dict | None = None, threads: int | None = None, repeats: int =
     threads = threads or before
     torch.set_num_threads(threads)
     try:
-        with tqdm(total=len(axes) * (repeats + 1), desc="scaling", disable=not progress, leave=False) as bar:
+        with tqdm(total=len(axes) * repeats + 1, desc="scaling", disable=not progress, leave=False) as bar:
             for axis, sizes in axes.items():
                 bar.set_postfix_str(axis)
-                curves[axis] = curve(axis, sizes, take_turns(sizes, repeats, bar.update), peak_megabytes(sizes, threads))
-                bar.update()
+                curves[axis] = curve(axis, sizes, take_turns(sizes, repeats, bar.update))
+            bar.set_postfix_str("memory")
+            add_memory(curves, axes, threads)
+            bar.update()
     finally:
         torch.set_num_threads(before)
     return {"threads": threads, "repeats": repeats, "curves": curves}
@@ -67,16 +70,24 @@ def take_turns(sizes: list[Size], repeats: int, advance=lambda: None) -> dict:
     return seconds
 
 
-def curve(axis: str, sizes: list[Size], seconds: dict, memory: list[dict]) -> dict:
-    """One axis of the result: medians and minima of the seconds, and the memory."""
+def curve(axis: str, sizes: list[Size], seconds: dict) -> dict:
+    """One axis of the result without the memory: medians and minima of the seconds."""
     found = {"x": [size.pixels**2 if axis == "pixels" else getattr(size, axis) for size in sizes]}
     for phase in PHASES:
         found[phase] = {
             "ms": [1e3 * median(samples) for samples in seconds[phase]],
             "fastest_ms": [1e3 * min(samples) for samples in seconds[phase]],
-            "memory_mb": [peaks[phase] for peaks in memory],
         }
     return found
+
+
+def add_memory(curves: dict, axes: dict[str, list[Size]], threads: int) -> None:
+    """Measure the memory of all scenes in one other process and enter it into the curves."""
+    peaks = iter(peak_megabytes([size for sizes in axes.values() for size in sizes], threads))
+    for axis, sizes in axes.items():
+        own = [next(peaks) for _ in sizes]
+        for phase in PHASES:
+            curves[axis][phase]["memory_mb"] = [peak[phase] for peak in own]
 
 
 def plot(result: dict):

@@ -1,43 +1,39 @@
-"""Speed of the CPU rasteriser: `pytest -m bench tests/benchmarks/test_bench_raster.py`."""
+"""Speed of the CPU rasteriser: `pytest -m bench tests/benchmarks/test_bench_raster.py`; `python -m aa bench` says more."""
 
 import pytest
 import torch
 
-from aa.raster import rasterize
+from aa.bench_scenes import PHASES, SIZES, build, make_steps, parse_size
+from aa.raster import rasterize_torch
 
 pytest.importorskip("pytest_benchmark")
 pytestmark = pytest.mark.bench
 
-SIZES = [(10_000, 256), (20_000, 512), (50_000, 512)]
+RANDOM = [size for size in SIZES if not size.avatar]
 
 
-def scene(n, size, seed=0):
-    """A ball of small, elongated splats that covers about three quarters of the picture."""
-    g = torch.Generator().manual_seed(seed)
-    means, quats = 0.5 * torch.randn(n, 3, generator=g), torch.randn(n, 4, generator=g)
-    scales = 1.5 * torch.exp(0.5 * torch.randn(n, 3, generator=g) - 4.5)
-    opacities, colors = 0.1 + 0.9 * torch.rand(n, generator=g), torch.rand(n, 3, generator=g)
-    viewmats = torch.eye(4)[None].clone()
-    viewmats[:, 2, 3] = 4
-    K = torch.tensor([[[1.5 * size, 0, size / 2], [0, 1.5 * size, size / 2], [0, 0, 1]]])
-    return means, quats, scales, opacities, colors, viewmats, K
+@pytest.fixture(params=[1, 2], ids=["1 thread", "2 threads"])
+def threads(request):
+    """torch's number of threads, which the kernels follow too."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield request.param
+    torch.set_num_threads(before)
 
 
-@pytest.mark.parametrize(("n", "size"), SIZES)
-def test_forward(benchmark, n, size):
-    inputs = scene(n, size)
-    renders, _, _ = benchmark.pedantic(rasterize, (*inputs, size, size), rounds=10, warmup_rounds=2)
-    assert renders.isfinite().all()
+@pytest.mark.parametrize("phase", PHASES)
+@pytest.mark.parametrize("size", RANDOM, ids=lambda size: size.name)
+def test_rasterize(benchmark, size, phase, threads):
+    benchmark.group = f"{size.name} {phase}"
+    step = make_steps(build(size), size.pixels)[phase]
+    results = benchmark.pedantic(step, rounds=10, warmup_rounds=2)
+    assert all(x.isfinite().all() for x in results)
 
 
-@pytest.mark.parametrize(("n", "size"), SIZES)
-def test_forward_and_backward(benchmark, n, size):
-    inputs = [x.requires_grad_(i < 6) for i, x in enumerate(scene(n, size))]
-    weight = torch.rand(1, size, size, 3, generator=torch.Generator().manual_seed(1))
-
-    def step():
-        renders, _, _ = rasterize(*inputs, size, size)
-        renders.backward(weight)
-
-    benchmark.pedantic(step, rounds=10, warmup_rounds=2)
-    assert all(x.grad.isfinite().all() for x in inputs[:6])
+@pytest.mark.parametrize("phase", PHASES)
+def test_reference(benchmark, phase, threads):
+    size = parse_size("20k-512")
+    benchmark.group = f"{size.name} {phase}"
+    step = make_steps(build(size), size.pixels, rasterize_torch)[phase]
+    results = benchmark.pedantic(step, rounds=2, warmup_rounds=0)
+    assert all(x.isfinite().all() for x in results)
