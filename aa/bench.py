@@ -101,7 +101,7 @@ def measure(size: Size, threads: list[int], repeats: int, device="cpu", everythi
                     rate = calibrate(count)
                     sample["rate"].append(rate)
                     if work["groups"]:  # the untimed call is on the clock of the kernels too: twice the work
-                        sample["ratio"].append(sum(clock) / (2 * limit_seconds(work["groups"], phase, rate["mix"])))
+                        sample["ratio"].append(sum(clock) / (2 * limit_seconds(work, phase, rate["mix"])))
             advance()
     finally:
         torch.set_num_threads(before)
@@ -123,7 +123,7 @@ def row(size: Size, phase: str, threads: int, work: dict, sample: dict) -> dict:
         "reference_ms": 1e3 * median(reference) if reference else None,
         "ratio": median(reference) / seconds if reference else None,
         "vector_rates": rates,
-        "limit_ms": 1e3 * limit_seconds(work["groups"], phase, rates["mix"]) / threads if rates else None,
+        "limit_ms": 1e3 * limit_seconds(work, phase, rates["mix"]) / threads if rates else None,
         "limit_ratio": median(sample["ratio"]) if sample["ratio"] else None,
     }  # fmt: skip
 

@@ -11,7 +11,7 @@ from aa.bench_memory import peak_megabytes
 from aa.bench_scenes import PHASES, Size, build, make_steps, parse_size
 from aa.errors import InputError
 from aa.raster import rasterize, rasterize_torch
-from aa.raster_numba import ALPHA_MAX, T_STOP
+from aa.raster_numba import ALPHA_MAX, T_STOP, TILE_H
 from aa.raster_project import ALPHA_MIN
 from aa.raster_simd import TILE_W
 
@@ -19,7 +19,7 @@ TINY = Size(300, 48)
 
 
 def brute_force(inputs, width: int, height: int):
-    """(pairs, groups) of one camera from the whole (n, H, W) stack of alphas in float64; opacities of 1 stop pixels early."""
+    """Pairs, groups and starts of one camera from the whole (n, H, W) stack of alphas in float64."""
     inputs = [x.double() for x in inputs]
     meta = rasterize_torch(*inputs, width, height)[2]
     seen = (meta["radii"][0, :, 0] > 0).nonzero()[:, 0]
@@ -33,16 +33,18 @@ def brute_force(inputs, width: int, height: int):
     after = torch.cumprod(1 - alpha, 0)
     blended = (alpha > 0) & (after > T_STOP)
     stopping = (alpha > 0) & ~blended & (torch.cumsum((after <= T_STOP) & (alpha > 0), 0) == 1)
-    used = torch.nn.functional.pad(blended | stopping, (0, -width % TILE_W))
-    return int(blended.sum()), int(used.unflatten(-1, (-1, TILE_W)).any(-1).sum())
+    used = torch.nn.functional.pad(blended | stopping, (0, -width % TILE_W, 0, -height % TILE_H))
+    groups = used.unflatten(-1, (-1, TILE_W)).any(-1)
+    tiles = groups.unflatten(1, (-1, TILE_H)).any(2)
+    return {"pairs": int(blended.sum()), "groups": int(groups.sum()), "starts": int(tiles.sum())}
 
 
-def test_pairs_and_groups_are_those_of_a_brute_force_count():
+def test_pairs_groups_and_starts_are_those_of_a_brute_force_count():
     inputs = build(Size(600, 45))
     inputs[2], inputs[3] = 8 * inputs[2], inputs[3].clamp(min=0.7)  # deep enough for pixels to stop
     assert rasterize(*inputs, 45, 45)[1].max() > 0.999
     work = bench_limit.count_work(inputs, rasterize, 45, 45)
-    assert (work["pairs"], work["groups"]) == brute_force(inputs, 45, 45)
+    assert work == brute_force(inputs, 45, 45)
     twice = [*inputs[:5], *(x.expand(2, -1, -1) for x in inputs[5:])]
     assert bench_limit.count_work(twice, rasterize, 45, 45) == {name: 2 * value for name, value in work.items()}
 
@@ -72,7 +74,7 @@ def test_kernels_are_clocked_and_the_rates_are_rates():
         rates = bench_limit.calibrate(threads, passes=50)
         assert set(rates) == {"mix", "fma"}
         assert all(math.isfinite(rate) and rate > 0 for rate in rates.values())
-    both, forward = (bench_limit.limit_seconds(100, phase, 1e9) for phase in reversed(PHASES))
+    both, forward = (bench_limit.limit_seconds({"groups": 100, "starts": 10}, phase, 1e9) for phase in reversed(PHASES))
     assert both > 2 * forward > 0
 
 
