@@ -1,27 +1,26 @@
 """Differentiable Gaussian rasteriser with the semantics of gsplat 1.5.3 `rasterization` (classic EWA splatting).
 
 `rasterize` picks the back-end by the device of `means`: numba kernels with analytic gradients on the CPU
-(`raster_cpu.py`), gsplat on CUDA where it is usable, else the readable PyTorch version below, which is also the
-reference of the tests. Splatting: Zwicker et al. 2002; compositing: Kerbl et al. 2023, eq. 2-3.
+(`raster_cpu.py`), gsplat on CUDA where it is usable, else the readable PyTorch version of `raster_torch.py`, which is
+also the reference of the tests. Splatting: Zwicker et al. 2002; compositing: Kerbl et al. 2023, eq. 2-3.
 """
 
 import sys
 from functools import lru_cache
 
 import torch
-from torch.utils.checkpoint import checkpoint
 
 from aa.errors import InputError
-from aa.raster_cpu import CompileNotice, Composite, Project
-from aa.raster_numba import ALPHA_MAX, T_STOP
-from aa.raster_project import ALPHA_MIN, BORDER, EXTENT
+from aa.raster_cpu import MOST, CompileNotice, Composite, Project
+from aa.raster_torch import composite_torch, project_torch
 
 MODES = ("RGB", "D", "ED", "RGB+D", "RGB+ED")
+SH_DEGREES = (0, 1, 2, 3)
 
 
 def rasterize(
-    means, quats, scales, opacities, colors, viewmats, Ks, width, height,
-    near_plane=0.01, far_plane=1e10, eps2d=0.3, render_mode="RGB", backgrounds=None,
+    means, quats, scales, opacities, colors, viewmats, Ks, width, height, near_plane=0.01, far_plane=1e10,
+    *, eps2d=0.3, sh_degree=None, backgrounds=None, render_mode="RGB",
 ):  # fmt: skip
     """Render N Gaussians from C cameras; differentiable in every tensor but Ks.
 
@@ -29,82 +28,142 @@ def rasterize(
         means: (N, 3) centres, or (C, N, 3): one set per camera (frames of an animation in one call). The same choice
             is open for quats, scales and opacities, independently.
         quats: (N, 4) wxyz, need not be normalised. scales: (N, 3) > 0, standard deviations. opacities: (N,) in [0, 1].
-        colors: (N, D) or (C, N, D), any D >= 1. viewmats: (C, 4, 4) world to camera, OpenCV axes.
-        Ks: (C, 3, 3) in pixels, pixel centres at +0.5. near_plane, far_plane: bounds on camera z.
-        eps2d: pixels^2 added to the diagonal of the 2D covariance.
-        render_mode: "RGB" colours; "D" accumulated depth; "ED" expected depth; "RGB+D", "RGB+ED" both.
+        colors: (N, D) or (C, N, D), any D >= 1; with sh_degree coefficients (N, K, 3) or (C, N, K, 3).
+        viewmats: (C, 4, 4) world to camera, OpenCV axes. Ks: (C, 3, 3) in pixels, pixel centres at +0.5.
+        near_plane, far_plane: bounds on camera z. eps2d: pixels^2 added to the diagonal of the 2D covariance.
+        sh_degree: 0 to 3: colours are max(0, 0.5 + spherical harmonics of the direction), K >= (sh_degree + 1)^2.
         backgrounds: (C, D) or None for black; depth channels have background 0.
+        render_mode: "RGB" colours; "D" accumulated depth; "ED" expected depth; "RGB+D", "RGB+ED" both.
+        As in gsplat all tensors may share leading batch axes, viewmats (..., C, 4, 4); every result then has them too.
     Returns:
         renders (C, H, W, D'), alphas (C, H, W, 1), and meta: means2d (C, N, 2) pixels, depths (C, N), conics (C, N, 3)
         (inverse 2D covariance xx, xy, yy), all differentiable and 0 where culled (gsplat leaves such entries undefined),
-        radii (C, N, 2) int32, 0 where culled.
+        radii (C, N, 2) int32, 0 where culled. means2d keeps its gradient.
     Raises:
-        InputError: shapes, dtypes or devices that do not fit, or an unknown render_mode.
+        InputError: shapes, dtypes or devices that do not fit, NaN or infinity, an unknown render_mode or sh_degree.
     """
-    arguments = (means, quats, scales, opacities, colors, viewmats, Ks)
-    _check(*arguments, width, height, render_mode, backgrounds)
-    settings = (int(width), int(height), near_plane, far_plane, eps2d, render_mode, backgrounds)
-    if means.device.type == "cpu":
-        _warm_up(means.dtype)
-        return _render(Project.apply, Composite.apply, *arguments, *settings)
-    if means.device.type == "cuda" and means.dtype == torch.float32:
-        gsplat_rasterization = _gsplat()
-        if gsplat_rasterization is not None:
-            return _render_gsplat(gsplat_rasterization, *arguments, *settings)
-    return _render(project_torch, composite_torch, *arguments, *settings)
-
-
-def rasterize_torch(
-    means, quats, scales, opacities, colors, viewmats, Ks, width, height,
-    near_plane=0.01, far_plane=1e10, eps2d=0.3, render_mode="RGB", backgrounds=None,
-):  # fmt: skip
-    """The same as `rasterize` in plain PyTorch on any device: slow, short, the reference."""
-    _check(means, quats, scales, opacities, colors, viewmats, Ks, width, height, render_mode, backgrounds)
-    return _render(
-        project_torch, composite_torch, means, quats, scales, opacities, colors, viewmats, Ks,
-        int(width), int(height), near_plane, far_plane, eps2d, render_mode, backgrounds,
+    return _rasterize(
+        _render_best, means, quats, scales, opacities, colors, viewmats, Ks, width, height,
+        near_plane, far_plane, eps2d, sh_degree, backgrounds, render_mode,
     )  # fmt: skip
 
 
-def _check(means, quats, scales, opacities, colors, viewmats, Ks, width, height, render_mode, backgrounds):
-    """Raise InputError unless shapes, dtypes and devices fit together."""
+def rasterize_torch(
+    means, quats, scales, opacities, colors, viewmats, Ks, width, height, near_plane=0.01, far_plane=1e10,
+    *, eps2d=0.3, sh_degree=None, backgrounds=None, render_mode="RGB",
+):  # fmt: skip
+    """The same as `rasterize` in plain PyTorch on any device: slow, short, the reference."""
+    return _rasterize(
+        _render_torch, means, quats, scales, opacities, colors, viewmats, Ks, width, height,
+        near_plane, far_plane, eps2d, sh_degree, backgrounds, render_mode,
+    )  # fmt: skip
+
+
+def _rasterize(
+    render, means, quats, scales, opacities, colors, viewmats, Ks,
+    width, height, near_plane, far_plane, eps2d, sh_degree, backgrounds, render_mode,
+):  # fmt: skip
+    """Check the arguments and render."""
+    if not (isinstance(means, torch.Tensor) and means.dtype in (torch.float32, torch.float64)):
+        got = means.dtype if isinstance(means, torch.Tensor) else type(means).__name__
+        raise InputError(f"means is {got}; give a tensor of float32 (or float64).")
     if render_mode not in MODES:
         raise InputError(f"render_mode is {render_mode!r}; choose one of {', '.join(MODES)}.")
+    if sh_degree not in (None, *SH_DEGREES):
+        raise InputError(f"sh_degree is {sh_degree!r}; choose None for plain colours, or 0, 1, 2, 3.")
     if int(width) < 1 or int(height) < 1:
         raise InputError(f"The image size is {width} x {height}; width and height must be at least 1.")
-    if means.dtype not in (torch.float32, torch.float64):
-        raise InputError(f"means has dtype {means.dtype}; convert the inputs to float32 (or float64).")
-    if viewmats.ndim != 3 or means.ndim not in (2, 3):
+    tensors = {"means": means, "quats": quats, "scales": scales, "opacities": opacities, "colors": colors}
+    tensors |= {"viewmats": viewmats, "Ks": Ks} | ({} if backgrounds is None else {"backgrounds": backgrounds})
+    batch = _check(tensors, sh_degree)
+    settings = (int(width), int(height), float(near_plane), float(far_plane), float(eps2d), sh_degree, render_mode)
+    renders, alphas, meta = render(tensors, batch, settings)
+    if meta["means2d"].requires_grad:
+        meta["means2d"].retain_grad()
+    return renders, alphas, meta | {"width": int(width), "height": int(height)}
+
+
+def _check(tensors, sh_degree):
+    """Raise InputError unless shapes, dtypes, devices and values fit; returns the leading batch axes."""
+    means, viewmats = tensors["means"], tensors["viewmats"]
+    for name, x in tensors.items():
+        if not isinstance(x, torch.Tensor) or x.dtype != means.dtype or x.device != means.device:
+            got = f"{x.dtype} on {x.device}" if isinstance(x, torch.Tensor) else type(x).__name__
+            raise InputError(f"{name} is {got} but means is {means.dtype} on {means.device}; make them the same.")
+    if viewmats.ndim < 3 or means.ndim < 2:
         raise InputError(
             f"means has shape {tuple(means.shape)} and viewmats {tuple(viewmats.shape)}; give means as (N, 3) or "
             "(C, N, 3) and viewmats as (C, 4, 4)."
         )
-    C, N, D = len(viewmats), means.shape[-2], colors.shape[-1]
-    per_gaussian = {"means": (means, (3,)), "quats": (quats, (4,)), "scales": (scales, (3,)), "opacities": (opacities, ())}
-    wanted = {name: (x, ((N, *last), (C, N, *last))) for name, (x, last) in per_gaussian.items()}
-    wanted |= {"colors": (colors, ((N, D), (C, N, D)))}
-    wanted |= {"viewmats": (viewmats, ((C, 4, 4),)), "Ks": (Ks, ((C, 3, 3),))}
-    if backgrounds is not None:
-        wanted["backgrounds"] = (backgrounds, ((C, D),))
-    for name, (x, shapes) in wanted.items():
-        if tuple(x.shape) not in shapes:
-            expected = " or ".join(map(str, shapes))
+    batch, C, N = viewmats.shape[:-3], viewmats.shape[-3], means.shape[-2]
+    if N > MOST:
+        raise InputError(f"means holds {N} Gaussians; at most {MOST} can be rendered at once: split them.")
+    last = {"means": (3,), "quats": (4,), "scales": (3,), "opacities": (), "colors": tensors["colors"].shape[-1:]}
+    if sh_degree is not None:
+        K = max((sh_degree + 1) ** 2, tensors["colors"].shape[-2] if tensors["colors"].ndim > 2 else 0)
+        last["colors"] = (K, 3)
+    wanted = {name: [(*batch, N, *end)] for name, end in last.items()}
+    for name in wanted if not batch else ["colors"]:
+        wanted[name].append((*batch, C, N, *last[name]))
+    wanted |= {"viewmats": [(*batch, C, 4, 4)], "Ks": [(*batch, C, 3, 3)], "backgrounds": [(*batch, C, last["colors"][-1])]}
+    for name, x in tensors.items():
+        if tuple(x.shape) not in wanted[name] or (name == "colors" and x.shape[-1] < 1):
+            expected = " or ".join(map(str, wanted[name]))
             raise InputError(f"{name} has shape {tuple(x.shape)}; expected {expected} for {N} Gaussians, {C} cameras.")
-        if x.dtype != means.dtype or x.device != means.device:
-            raise InputError(f"{name} is {x.dtype} on {x.device} but means is {means.dtype} on {means.device}; make them the same.")
+        if not x.detach().sum().isfinite() and not x.isfinite().all():  # one NaN or infinity spoils the sum
+            raise InputError(f"{name} holds {int((~x.isfinite()).sum())} values that are NaN or infinite; all must be finite.")
+    return tuple(batch)
 
 
-def _render(
-    project, composite, means, quats, scales, opacities, colors, viewmats, Ks,
-    width, height, near_plane, far_plane, eps2d, render_mode, backgrounds,
-):  # fmt: skip
-    """Project, add the depth channel that render_mode asks for, composite."""
-    C = len(viewmats)
-    means, quats, scales, colors = (x if x.ndim == 3 else x[None] for x in (means, quats, scales, colors))
-    opacities = opacities if opacities.ndim == 2 else opacities[None]  # a leading axis of 1 or C everywhere
+def _fold(tensors, batch, sh_degree):
+    """Batch axes folded into the camera axis: every tensor gets one set per camera, (B C, N, ...)."""
+    C, folded = tensors["viewmats"].shape[-3], {}
+    for name, x in tensors.items():
+        ends = {"opacities": 1, "colors": 2 if sh_degree is None else 3}.get(name, 2)  # axes from N on
+        if name in ("viewmats", "Ks", "backgrounds") or x.ndim > len(batch) + ends:
+            folded[name] = x.flatten(0, len(batch))
+        else:
+            folded[name] = x.unsqueeze(len(batch)).expand(*batch, C, *x.shape[len(batch) :]).flatten(0, len(batch))
+    return folded
+
+
+def _render_best(tensors, batch, settings):
+    """Render by the fastest back-end for the device and dtype of the tensors."""
+    means = tensors["means"]
+    if means.device.type == "cpu":
+        _warm_up(means.dtype)
+        return _render_cpu(tensors, batch, settings)
+    if means.device.type == "cuda" and means.dtype == torch.float32 and means.numel() and _gsplat() is not None:
+        return _render_gsplat(tensors, batch, settings)
+    return _render_torch(tensors, batch, settings)
+
+
+def _render_cpu(*arguments):
+    return _render(Project.apply, Composite.apply, *arguments)
+
+
+def _render_torch(*arguments):
+    return _render(project_torch, composite_torch, *arguments)
+
+
+def _render(project, composite, tensors, batch, settings):
+    """Project, evaluate colours, add the depth channel that render_mode asks for, composite."""
+    width, height, near_plane, far_plane, eps2d, sh_degree, render_mode = settings
+    means, quats, scales, opacities, colors, viewmats, Ks, *rest = (_fold(tensors, batch, sh_degree) if batch else tensors).values()
+    C, backgrounds = len(viewmats), rest[0] if rest else None
+    # a leading axis of 1 or C everywhere
+    means, quats, scales = (x if x.ndim == 3 else x[None] for x in (means, quats, scales))
+    opacities = opacities if opacities.ndim == 2 else opacities[None]
+    colors = colors if colors.ndim == (3 if sh_degree is None else 4) else colors[None]
     frame = (width, height, near_plane, far_plane, eps2d)
     means2d, depths, conics, radii = project(means, quats, scales, opacities.detach(), viewmats, Ks, frame)
-    meta = {"means2d": means2d, "depths": depths, "conics": conics, "radii": radii, "width": width, "height": height}
+    meta = {"means2d": means2d, "depths": depths, "conics": conics, "radii": radii}
+    if batch:  # what meta shows lies on the way to the picture, so that it gets gradients
+        meta = {name: x.unflatten(0, (*batch, -1)) for name, x in meta.items()}
+        means2d, depths, conics, radii = (x.flatten(0, len(batch)) for x in meta.values())
+    if sh_degree is not None and render_mode not in ("D", "ED"):
+        directions = means - torch.linalg.inv(viewmats)[:, None, :3, 3]
+        colors = (spherical_harmonics(sh_degree, directions, colors) + 0.5).clamp(min=0)
     if backgrounds is None:
         backgrounds = colors.new_zeros(1, colors.shape[-1])
     if "D" in render_mode:
@@ -116,82 +175,30 @@ def _render(
     alphas = alphas[..., None]
     if "ED" in render_mode:
         renders = torch.cat([renders[..., :-1], renders[..., -1:] / alphas.clamp(min=1e-10)], -1)
+    if batch:
+        renders, alphas = (x.unflatten(0, (*batch, -1)) for x in (renders, alphas))
     return renders, alphas, meta
 
 
-# ------------------------------------------------------------------------------------------------ PyTorch reference
+def spherical_harmonics(degree, directions, coefficients):
+    """Sum of real spherical harmonics up to `degree` (0 to 3), in the order and with the signs of gsplat.
 
-
-def project_torch(means, quats, scales, opacities, viewmats, Ks, frame):
-    """EWA  Returns means2d (C, N, 2), depths (C, N), conics (C, N, 3), radii (C, N, 2) int32."""
-    width, height, near, far, eps2d = frame
-    w, x, y, z = torch.nn.functional.normalize(quats, dim=-1).unbind(-1)
-    R = torch.stack([1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y),
-                     2 * (x * y + w * z), 1 - 2 * (x * x + z * z), 2 * (y * z - w * x),
-                     2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y)], -1)  # fmt: skip
-    W, t = viewmats[:, None, :3, :3], viewmats[:, None, :3, 3]
-    M = W @ (R.unflatten(-1, (3, 3)) * scales[..., None, :])  # (C, N, 3, 3), M M^T is the covariance in camera axes
-    points = (W @ means[..., None])[..., 0] + t  # (C, N, 3)
-    in_range = (points[..., 2] >= near) & (points[..., 2] <= far)
-    points = torch.where(in_range[..., None], points, points.new_tensor([0.0, 0.0, 1.0]))
-    focal, centre, depths = Ks[:, None, [0, 1], [0, 1]], Ks[:, None, :2, 2], points[..., 2]
-    size = means.new_tensor([width, height])
-    slopes = points[..., :2] / depths[..., None]
-    means2d = focal * slopes + centre
-    border = BORDER * size / focal
-    slopes = slopes.clamp(-centre / focal - border, (size - centre) / focal + border)
-    # rows of the Jacobian: (f / z) (1, 0, -x/z) and (f / z) (0, 1, -y/z)
-    U = (focal / depths[..., None])[..., None] * (M[..., :2, :] - slopes[..., None] * M[..., 2:, :])  # (C, N, 2, 3)
-    cov = U @ U.mT + eps2d * torch.eye(2, dtype=U.dtype, device=U.device)
-    xx, xy, yy = cov[..., 0, 0], cov[..., 0, 1], cov[..., 1, 1]
-    det = xx * yy - xy * xy
-    conics = torch.stack([yy, -xy, xx], -1) / det[..., None]
-    extent = (2 * (opacities * 255).clamp(min=1).log()).sqrt().clamp(max=EXTENT)
-    radii = (extent[..., None] * torch.stack([xx, yy], -1).sqrt()).ceil().detach()
-    inside = ((means2d + radii > 0) & (means2d - radii < size)).all(-1)
-    visible = in_range & inside & (det > 0) & (opacities >= ALPHA_MIN)
-    radii = torch.where(visible[..., None], radii, 0).int()
-    visible_ = visible[..., None].to(means2d.dtype)
-    return means2d * visible_, depths * visible, conics * visible_, radii
-
-
-def composite_torch(means2d, conics, opacities, colors, backgrounds, depths, radii, width, height, block=32):
-    """Composite front to back, in blocks of pixels that keep the Gaussians they can see. Returns image, alpha."""
-    C, N = depths.shape
-    opacities, colors = opacities.expand(C, N), colors.expand(C, N, -1)
-    images = []
-    for c in range(C):
-        order = torch.argsort(torch.where(radii[c, :, 0] > 0, depths[c], torch.inf), stable=True)
-        order = order[: int((radii[c, :, 0] > 0).sum())]
-        splats = torch.cat([means2d[c], conics[c], opacities[c, :, None], colors[c]], -1)[order]  # (n, 6 + D)
-        low, high = splats[:, :2] - radii[c, order], splats[:, :2] + radii[c, order]
-        bands = []
-        for y in range(0, height, block):
-            for x in range(0, width, block):
-                corner = means2d.new_tensor([x, y])
-                near = ((high > corner) & (low < corner + block)).all(-1)
-                shape = (min(block, height - y), min(block, width - x))
-                bands.append(checkpoint(_block_torch, splats[near], x, y, shape, use_reentrant=False))
-        rows = [torch.cat(bands[i : i + -(-width // block)], 1) for i in range(0, len(bands), -(-width // block))]
-        images.append(torch.cat(rows))
-    images = torch.stack(images)  # (C, H, W, D + 1), the last channel is the transmittance
-    rest = images[..., -1:]
-    return images[..., :-1] + rest * backgrounds[:, None, None], 1 - rest[..., 0]
-
-
-def _block_torch(splats, x, y, shape):
-    """Colours and final transmittance (h, w, D + 1) of the pixels from (x, y) on; splats (n, 6 + D) sorted by depth."""
-    ys, xs = (torch.arange(s, dtype=splats.dtype, device=splats.device) + 0.5 for s in shape)
-    dx, dy = (xs + x)[None, None] - splats[:, 0, None, None], (ys + y)[None, :, None] - splats[:, 1, None, None]
-    a, b, c, opacity = splats[:, 2:6, None, None].unbind(1)
-    alpha = (opacity * torch.exp(-0.5 * (a * dx * dx + c * dy * dy) - b * dx * dy)).clamp(max=ALPHA_MAX)
-    alpha = torch.where(alpha >= ALPHA_MIN, alpha, 0)  # (n, h, w)
-    after = torch.cumprod(1 - alpha, 0)  # transmittance behind each Gaussian
-    alpha = torch.where(after > T_STOP, alpha, 0)  # a pixel stops before it becomes opaque
-    after = torch.cumprod(1 - alpha, 0)
-    before = torch.cat([torch.ones_like(alpha[:1]), after[:-1]]) if len(splats) else alpha
-    rest = after[-1:] if len(splats) else splats.new_ones(1, *shape)
-    return torch.cat([torch.einsum("nhw,nd->hwd", before * alpha, splats[:, 6:]), rest.permute(1, 2, 0)], -1)
+    directions (..., 3), of any length > 0; coefficients (..., K, 3), K >= (degree + 1)^2; returns (..., 3).
+    Basis: Sloan 2013, "Efficient spherical harmonic evaluation".
+    """
+    x, y, z = torch.nn.functional.normalize(directions, dim=-1).unbind(-1)
+    bases = [torch.full_like(x, 0.28209479177387814)]
+    if degree > 0:
+        bases += [-0.4886025119029199 * y, 0.4886025119029199 * z, -0.4886025119029199 * x]
+    if degree > 1:
+        bases += [1.0925484305920792 * x * y, -1.0925484305920792 * y * z, 0.31539156525252005 * (3 * z * z - 1)]
+        bases += [-1.0925484305920792 * x * z, 0.5462742152960396 * (x * x - y * y)]
+    if degree > 2:
+        bases += [-0.5900435899266435 * y * (3 * x * x - y * y), 2.890611442640554 * x * y * z]
+        bases += [-0.4570457994644658 * y * (5 * z * z - 1), 0.3731763325901154 * z * (5 * z * z - 3)]
+        bases += [-0.4570457994644658 * x * (5 * z * z - 1), 1.445305721320277 * z * (x * x - y * y)]
+        bases += [-0.5900435899266435 * x * (x * x - 3 * y * y)]
+    return (torch.stack(bases, -1)[..., None, :] @ coefficients[..., : len(bases), :])[..., 0, :]
 
 
 # ------------------------------------------------------------------------------------------------------ CPU kernels
@@ -203,10 +210,8 @@ def _warm_up(dtype):
     with CompileNotice(), torch.enable_grad():
         means = torch.tensor([[[0.0, 0.0, 1.0]]], dtype=dtype, requires_grad=True)
         ones, eye = torch.ones(1, 1, 4, dtype=dtype), torch.eye(4, dtype=dtype)[None]
-        images, _, _ = _render(
-            Project.apply, Composite.apply, means, ones, ones[..., :3], ones[..., 0], ones[..., :3], eye,
-            eye[:, :3, :3], 8, 8, 0.01, 1e10, 0.3, "RGB", None,
-        )  # fmt: skip
+        tensors = (means, ones, ones[..., :3], ones[..., 0], ones[..., :3], eye, eye[:, :3, :3])
+        images, _, _ = _render_cpu(dict(enumerate(tensors)), (), (8, 8, 0.01, 1e10, 0.3, None, "RGB"))
         images.sum().backward()
 
 
@@ -229,32 +234,25 @@ def _gsplat():
     return None
 
 
-def _render_gsplat(
-    rasterization, means, quats, scales, opacities, colors, viewmats, Ks,
-    width, height, near_plane, far_plane, eps2d, render_mode, backgrounds,
-):  # fmt: skip
-    """Call gsplat once for shared Gaussians, once per camera where a tensor has a camera axis of its own."""
-    options = {"near_plane": near_plane, "far_plane": far_plane, "eps2d": eps2d, "render_mode": render_mode}
-    options |= {"width": width, "height": height, "packed": False}
-    shared = means.ndim == 2 and quats.ndim == 2 and scales.ndim == 2 and opacities.ndim == 1
-    if shared:
-        renders, alphas, meta = rasterization(
-            means, quats, scales, opacities, colors, viewmats, Ks, backgrounds=backgrounds, **options
-        )
-        keep = {name: meta[name] for name in ("means2d", "depths", "conics", "radii")}
-        return renders, alphas, {**keep, "width": width, "height": height}
+def _render_gsplat(tensors, batch, settings):
+    """gsplat in one call; Gaussians of each camera's own become its batch axis, with one camera per batch entry.
 
-    def of_camera(x, c, ndim):
-        return x if x.ndim == ndim else x[c]
-
-    results = [
-        rasterization(
-            of_camera(means, c, 2), of_camera(quats, c, 2), of_camera(scales, c, 2), of_camera(opacities, c, 1),
-            of_camera(colors, c, 2), viewmats[c : c + 1], Ks[c : c + 1],
-            backgrounds=None if backgrounds is None else backgrounds[c : c + 1], **options,
-        )
-        for c in range(len(viewmats))
-    ]  # fmt: skip
-    keep = {name: torch.cat([r[2][name] for r in results]) for name in ("means2d", "depths", "conics", "radii")}
-    keep |= {"width": width, "height": height}
-    return torch.cat([r[0] for r in results]), torch.cat([r[1] for r in results]), keep
+    In that case meta holds copies, whose gradients stay None.
+    """
+    means, quats, scales, opacities, colors, viewmats, Ks, *rest = tensors.values()
+    width, height, near_plane, far_plane, eps2d, sh_degree, render_mode = settings
+    backgrounds, C = rest[0] if rest else None, viewmats.shape[-3]
+    own = not batch and (means.ndim == 3 or quats.ndim == 3 or scales.ndim == 3 or opacities.ndim == 2)
+    if own:
+        means, quats, scales = (x if x.ndim == 3 else x.expand(C, -1, -1) for x in (means, quats, scales))
+        opacities = opacities if opacities.ndim == 2 else opacities.expand(C, -1)
+        colors = colors if colors.ndim == (3 if sh_degree is None else 4) else colors.expand(C, *colors.shape)
+        viewmats, Ks, backgrounds = viewmats[:, None], Ks[:, None], None if backgrounds is None else backgrounds[:, None]
+    renders, alphas, meta = _gsplat()(
+        means, quats, scales, opacities, colors, viewmats, Ks, width, height, near_plane=near_plane, far_plane=far_plane,
+        eps2d=eps2d, sh_degree=sh_degree, backgrounds=backgrounds, render_mode=render_mode, packed=False,
+    )  # fmt: skip
+    meta = {name: meta[name] for name in ("means2d", "depths", "conics", "radii")}
+    if own:
+        renders, alphas, meta = renders[:, 0], alphas[:, 0], {name: x[:, 0] for name, x in meta.items()}
+    return renders, alphas, meta

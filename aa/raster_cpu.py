@@ -13,9 +13,11 @@ from functools import lru_cache
 import numpy as np
 import torch
 
+from aa import raster_bins as binning
 from aa import raster_numba as kernels
 from aa import raster_project as projection
 
+MOST = binning.MOST  # Gaussians in one call
 CHUNK = 2048  # Gaussians per task of the projection; fixed, so that sums over Gaussians keep their order
 
 
@@ -118,10 +120,10 @@ class Composite(torch.autograd.Function):
         padded = max(D, 3)  # the kernels keep the first three channels in registers
         packed, boxes = np.empty((C, N, 9 + padded), floats), np.empty((C, N, 4), np.int32)
         slots, parts, row_lists = np.empty((C, N + 1), np.int64), _chunks(C, N), [None] * C
-        run_parallel(lambda k: kernels.pack(*parts[k], size, *arrays, packed, boxes), len(parts), threads)
+        run_parallel(lambda k: binning.pack(*parts[k], size, *arrays, packed, boxes), len(parts), threads)
 
         def sort(c):
-            row_lists[c] = kernels.sort_into_rows(c, height, keys, boxes, slots)
+            row_lists[c] = binning.sort_into_rows(c, height, keys, boxes, slots)
 
         run_parallel(sort, C, threads)
         bases = np.cumsum([0, *(len(part[1]) for part in row_lists)])
@@ -129,13 +131,13 @@ class Composite(torch.autograd.Function):
         row_items = np.concatenate([part[1] for part in row_lists])
         image, alpha = colors.new_empty(C, height, width, D), colors.new_empty(C, height, width)
         results = image.numpy(), alpha.numpy()
-        rows = C * -(-height // kernels.TILE_H)
+        rows = C * -(-height // binning.TILE_H)
         tasks = min(rows, 8 * threads) if threads > 1 else 1
         bounds = [rows * k // tasks for k in range(tasks + 1)]
         bins, background = [None] * tasks, _array(backgrounds)
 
         def render(k):
-            bins[k] = kernels.bin_rows(bounds[k], bounds[k + 1], size, packed, boxes, row_starts, row_items)
+            bins[k] = binning.bin_rows(bounds[k], bounds[k + 1], size, packed, boxes, row_starts, row_items)
             kernels.composite(bounds[k], bounds[k + 1], size, row_starts, *bins[k], background, *results)
 
         run_parallel(render, tasks, threads)

@@ -6,7 +6,9 @@ import numpy as np
 
 from aa.raster_simd import jit
 
-# constants of gsplat 1.5.3 (Common.h, ProjectionEWA3DGSFused.cu, Utils.cuh)
+# constants of gsplat 1.5.3 (Common.h, ProjectionEWA3DGSFused.cu, Utils.cuh, RasterizeToPixels3DGSFwd.cu)
+ALPHA_MAX = 0.999
+T_STOP = 1e-4  # a pixel stops before its transmittance falls to this
 ALPHA_MIN = 1.0 / 255.0  # fainter Gaussians are skipped
 EXTENT = 3.33  # standard deviations where opacity 1 has fallen to ALPHA_MIN
 BORDER = 0.15  # the Jacobian is taken at most this share of the image outside of it, where it would blow up

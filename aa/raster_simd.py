@@ -2,10 +2,11 @@
 
 `Vec` is a numba type of `TILE_W` floats in one register: kernels written with it read like scalar code for one pixel,
 and always compile to vector instructions (on any processor; LLVM splits a vector where registers are narrower).
-numba's disk cache does not notice changes in this file: after editing it, delete `aa/__pycache__`.
 """
 
 import operator
+import zlib
+from pathlib import Path
 
 import numpy as np
 from llvmlite import ir
@@ -18,9 +19,14 @@ TILE_W = 8  # pixels in one SIMD vector: one AVX2 register of float32
 EXP2_DEGREE = {4: 5, 8: 13}  # by item size: relative error about 1e-7 and 1e-16
 
 
+# numba's cache notices a change of the file that a kernel is in, not of what it calls: so the kernels' names hold this
+SOURCES = zlib.crc32(b"".join(path.read_bytes() for path in sorted(Path(__file__).parent.glob("raster_*.py"))))
+
+
 def jit(function):
     """njit with a disk cache; without one where neither the package folder nor the user's cache folder is writable."""
     options = {"nogil": True, "error_model": "numpy", "fastmath": {"contract"}}
+    function.__qualname__ += f"_{SOURCES:08x}"
     try:
         return njit(cache=True, **options)(function)
     except RuntimeError:  # numba found no writable cache folder
