@@ -125,6 +125,7 @@ def row(size: Size, phase: str, threads: int, work: dict, sample: dict) -> dict:
         "vector_rates": rates,
         "limit_ms": 1e3 * limit_seconds(work, phase, rates["mix"]) / threads if rates else None,
         "limit_ratio": median(sample["ratio"]) if sample["ratio"] else None,
+        "limit_ratio_fma": median(sample["ratio"]) * rates["fma"] / rates["mix"] if sample["ratio"] else None,
     }  # fmt: skip
 
 
