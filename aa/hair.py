@@ -16,9 +16,10 @@ HAIRLINE = (
 )  # fmt: skip
 # Hair by style: thickness in metres on top and at the sides, levels of the translucent shells, lowest z of hanging hair.
 STYLES = {
-    "buzz": (0.0035, 0.003, 3, None), "short": (0.016, 0.008, 6, None), "side": (0.026, 0.009, 6, None),
-    "swept": (0.024, 0.008, 6, None), "bun": (0.009, 0.007, 4, None), "bob": (0.020, 0.016, 6, 0.79),
-    "long": (0.018, 0.014, 6, 0.655),
+    "buzz": (0.0035, 0.003, 3, None), "short": (0.018, 0.009, 6, None), "side": (0.028, 0.011, 6, None),
+    "swept": (0.026, 0.009, 6, None), "curly": (0.044, 0.032, 12, None), "bun": (0.012, 0.009, 4, None),
+    "ponytail": (0.012, 0.009, 4, None), "bob": (0.028, 0.020, 6, 0.79), "fringe": (0.024, 0.018, 6, 0.77),
+    "long": (0.027, 0.018, 6, 0.655),
 }  # fmt: skip
 
 
@@ -34,11 +35,16 @@ def hairline_at(azimuth: torch.Tensor) -> torch.Tensor:
 def hair_distance(p: torch.Tensor, identity: Identity) -> torch.Tensor:
     """Signed distance (V,) in metres above the hairline of the mean head (negative: bare skin)."""
     x, y, z = p.unbind(-1)
+    if identity.hair_style == "bald":
+        return torch.full_like(z, -0.05)
     azimuth = torch.rad2deg(torch.atan2(x.abs(), -(y - HEAD_CENTRE[1])))
     line, step = hairline_at(azimuth), 7.0
     slope = (hairline_at(azimuth + step) - hairline_at(azimuth - step)) / (2 * math.radians(step) * 0.075)  # on a head of 75 mm
     if identity.sex == "female":
         line = line + 0.020 * ((azimuth > 60) & (azimuth < 90))  # no sideburns
+        line = line - 0.005 * torch.exp(-(azimuth / 50).square())
+        if identity.hair_style == "fringe":  # cut above the brows
+            line = line - 0.040 * torch.sigmoid((52 - azimuth) / 4)
     else:
         line = line + 0.016 * identity.age * torch.exp(-((azimuth - 32) / 14).square())  # receding corners
     return (z - line) * 0.85 / (1 + slope.square()).sqrt()
@@ -46,6 +52,10 @@ def hair_distance(p: torch.Tensor, identity: Identity) -> torch.Tensor:
 
 def add_hair(layers: Layers, identity: Identity, hairline: torch.Tensor):
     """A cap over the scalp: an opaque core and translucent shells with strands; hanging hair and bun by style."""
+    if identity.full_beard > 0:
+        add_beard(layers, identity.full_beard)
+    if identity.hair_style == "bald":
+        return
     top, side, shells, lowest = STYLES[identity.hair_style]
     body = layers.body
     scalp = body.faces[body.region_faces("scalp", "face")]
@@ -54,38 +64,75 @@ def add_hair(layers: Layers, identity: Identity, hairline: torch.Tensor):
     base = body.v_template[used]
     rise = ((base[:, 2] - 0.93) / 0.07).clamp(0, 1)
     front = torch.exp(-((base - torch.tensor([0.0, -0.10, 0.99])) / 0.05).square().sum(1))
-    grow = ((m + 0.004) / 0.030).clamp(0, 1)
-    thick = (side + (top - side) * rise) * (0.12 + 0.88 * grow * (2 - grow)) * (1 + 0.25 * front)
+    grow = ((m + 0.004) / {"fringe": 0.010, "curly": 0.026}.get(identity.hair_style, 0.022)).clamp(0, 1)
+    thick = (side + (top - side) * rise) * (0.15 + 0.85 * grow * (2 - grow)) * (1 + 0.25 * front)
+    if identity.hair_style in ("bob", "long"):  # a parting
+        part = torch.exp(-((base[:, 0] - 0.012) / 0.007).square()) * ((0.02 - base[:, 1]) / 0.04).clamp(0, 1)
+        thick = thick * (1 - 0.25 * part * rise)
+    if identity.hair_style == "fringe":
+        thick = torch.where((base[:, 1] < -0.09) & (base[:, 2] < 0.99), thick.clamp_max(0.013), thick)
     rest = smooth(layers.rest[used], local, 3)
     normal = vertex_normals(rest, local)
+    core = 0.06 if identity.hair_style == "curly" else 0.30  # how far out the opaque part reaches
     for i in range(shells + 1):
-        level = 0.30 + 0.75 * i / shells
+        level = core + (1.05 - core) * i / shells
         place = rest + normal * (thick * level)[:, None]
-        mask = torch.stack([torch.ones_like(m), torch.full_like(m, (level - 0.3) / 0.75), m, m], 1)
+        mask = torch.stack([torch.ones_like(m), torch.full_like(m, i / shells), m, m], 1)
         layers.add_on(used, base, place, mask, local, 8 if i == 0 and identity.hair_style != "buzz" else 9)
     if lowest is not None:
         add_hanging(layers, identity, lowest)
     if identity.hair_style == "bun":
-        add_bun(layers)
+        add_knot(layers, (0.0, 0.045, 1.008), (0.036, 0.032, 0.032))
+    if identity.hair_style == "ponytail":
+        add_knot(layers, (0.0, 0.055, 0.985), (0.022, 0.024, 0.020))
+        add_knot(layers, (0.0, 0.088, 0.890), (0.034, 0.026, 0.105))
+
+
+def add_beard(layers: Layers, length: float):
+    """A grown beard: translucent shells over jaw, chin and upper lip, `length` metres thick."""
+    body = layers.body
+    p = body.v_template
+    x, y, z = p.unbind(-1)
+    line = 0.826 + (y + 0.135) * 0.72  # from the mouth's corner up to the sideburn
+    d = torch.minimum(torch.minimum(line - z, z - 0.772), (-0.048 - y) * 0.8)
+    lip = torch.maximum((z - 0.8455).abs() - 0.0075, x.abs() - 0.034)
+    d = torch.maximum(d, torch.minimum(-lip, -0.125 - y))
+    t = ((x.abs() - 0.029) * 0.35 + (0.846 - z) * 0.94).clamp(0, 0.028)  # down past the mouth's corners
+    corner = 0.0085 - ((x.abs() - 0.029 - 0.35 * t).square() + (z - 0.846 + 0.94 * t).square()).sqrt()
+    d = torch.maximum(d, torch.minimum(corner, -0.11 - y))
+    lips = p[body.region_vertices("lips")]
+    d = torch.minimum(d, torch.cdist(p, lips).amin(1) - 0.0025)
+    faces = body.faces[body.region_faces("face", "neck", "scalp")]
+    used, local = compact(faces[d[faces].amax(1) > -0.004])
+    m, rest = d[used], layers.rest[used]
+    thick = length * (0.15 + 0.85 * (m / 0.018).clamp(0, 1)) * torch.where(z[used] > 0.838, 0.55, 1.0)
+    normal = vertex_normals(rest, local)
+    for i in range(5):
+        level = (i + 0.3) / 4.3
+        mask = torch.stack([torch.ones_like(m), torch.full_like(m, 0.15 + 0.8 * level), m, m], 1)
+        layers.add_on(used, p[used], rest + normal * (thick * level + 0.0004)[:, None], mask, local, 9)
 
 
 def add_hanging(layers: Layers, identity: Identity, lowest: float):
     """Hair that falls from the scalp over the back and the sides, outside the neck and the shoulders."""
-    columns, rows, first = 80, 36, 1.40 if lowest > 0.75 else 1.50
+    columns, rows, first = 96, 36, 0.80
     azimuth = torch.linspace(first, 2 * torch.pi - first, columns)
     z = torch.linspace(0.968, lowest, rows)
     az, height = azimuth.repeat(rows), z.repeat_interleave(columns)
-    faces = layers.body.faces[layers.body.region_faces("scalp", "neck", "torso", "upperarm", "ear")]
+    faces = layers.body.faces[layers.body.region_faces("scalp", "face", "neck", "torso", "ear")]
 
     def radius(vertices, shift):
         centre = (0.0, -0.03 + float(shift[1]))
         r = ray_radius(vertices, faces, centre, az, height + shift[2]).view(rows, columns)
+        r = r.clamp_max(0.118)  # what is further out is shoulder
         for i in range(1, rows):  # hair hangs: it does not follow hollows inwards, nor the shoulders all the way out
             r[i] = torch.maximum(torch.minimum(r[i], r[i - 1] * 1.09 + 0.003), r[i - 1] * (0.998 if z[i] > 0.78 else 0.99))
-        pad = torch.cat([r[:, :1]] * 4 + [r] + [r[:, -1:]] * 4, 1)
-        return pad.unfold(1, 9, 1).mean(-1)
+        pad = torch.cat([r[:, :1]] * 7 + [r] + [r[:, -1:]] * 7, 1)
+        return pad.unfold(1, 7, 1).amax(-1).unfold(1, 9, 1).mean(-1)  # over the ears, then smooth
 
-    edge = (torch.minimum(az, 2 * torch.pi - az) - first) * 0.1
+    ear = 1.50 if lowest < 0.7 and identity.seed % 2 else 0.95  # tucked behind the ear, or over it
+    begin = 0.92 + (ear - 0.92) * ((0.965 - height) / 0.075).clamp(0, 1) ** 0.7
+    edge = (torch.minimum(az, 2 * torch.pi - az) - begin) * 0.1
     m = torch.minimum((height - lowest) * 0.25, edge * 0.8 + 0.002)
     share = 0.75 * (((0.85 - height) / 0.17).clamp(0, 1)) ** 1.5
     for i, gap in enumerate((0.012, 0.016, 0.019, 0.022)):
@@ -100,8 +147,8 @@ def add_hanging(layers: Layers, identity: Identity, lowest: float):
         add_grid(layers, make, share, mask, grid_faces(rows, columns), 8 if i == 0 else 9)
 
 
-def add_bun(layers: Layers):
-    """A knot at the back of the crown."""
+def add_knot(layers: Layers, centre, radii):
+    """Hair tied into an ellipsoid: centre on the mean head, radii in m."""
     rows, columns = 12, 24
     theta, phi = (
         torch.linspace(0.02, 3.12, rows).repeat_interleave(columns),
@@ -111,7 +158,7 @@ def add_bun(layers: Layers):
     for i in range(3):
 
         def make(vertices, shift, i=i):
-            return torch.tensor([0.0, 0.045, 1.008]) + shift + unit * torch.tensor([0.036, 0.032, 0.032]) * (0.9 + 0.07 * i)
+            return torch.tensor(centre) + shift + unit * torch.tensor(radii) * (0.9 + 0.07 * i)
 
         mask = torch.tensor([1.0, 0.3 + 0.35 * i, 0.05, 0.05]).repeat(len(unit), 1)
         add_grid(layers, make, torch.zeros(len(unit)), mask, grid_faces(rows, columns, True), 8 if i == 0 else 9)

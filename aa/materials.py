@@ -31,7 +31,9 @@ class Look:
     curl: float
     beard: float
     freckles: float
-    brow_width: float
+    brow_shape: wp.vec3  # half width in m, height of the arch in m, rise of the tail in m
+    makeup: float  # 0 .. 1
+    coil: int  # 1: hair in tight coils that flow nowhere
     age: float
     pattern: int  # 0 plain, 1 stripes, 2 checks, 3 pinstripes, 4 dots
     placket: int  # 1: buttons down the front
@@ -69,6 +71,8 @@ def strand_place(p: wp.vec3, look: Look):
 
 @wp.func
 def strand_noise(p: wp.vec3, look: Look, k: float):
+    if look.coil == 1:
+        return 0.7 * grain(p, k * 5.0, look.seed) + 0.5 * grain(p, k * 2.0, look.seed + 21)
     q = strand_place(p, look)
     wave = look.curl * wp.sin(q[1] * 24.0 + 2.0 * grain(p, 40.0, look.seed + 3))
     return wp.noise(wp.rand_init(look.seed), wp.vec3((q[0] + wave) * k, q[1] * 4.0, p[2] * 9.0))
@@ -93,12 +97,43 @@ def brow_mask(p: wp.vec3, look: Look):
     t = (ax - 0.0115) / 0.0415
     if t < -0.1 or t > 1.1 or p[1] > -0.10:
         return float(0.0)
-    zc = 0.9188 + 0.0062 * wp.sin(wp.clamp(t, 0.0, 1.0) * 2.25)
-    half = look.brow_width * (0.55 + 0.6 * wp.min(t * 3.0 + 0.45, 1.0) - 0.75 * wp.max(t - 0.35, 0.0))
+    zc = 0.9188 + look.brow_shape[1] * wp.sin(wp.clamp(t, 0.0, 1.0) * 2.25) + look.brow_shape[2] * (t - 0.35)
+    half = look.brow_shape[0] * (0.55 + 0.6 * wp.min(t * 3.0 + 0.45, 1.0) - 0.75 * wp.max(t - 0.35, 0.0))
     hair = wp.noise(wp.rand_init(look.seed + 5), wp.vec3(ax * 900.0 - (p[2] - zc) * 700.0 * (1.2 - t), p[2] * 60.0, p[0] * 5.0))
     d = wp.abs(p[2] - zc) / half + 0.35 * hair
     ends = wp.smoothstep(-0.08, 0.10, t) * wp.smoothstep(1.08, 0.9, t)
     return wp.smoothstep(1.15, 0.35, d) * ends * (0.8 + 0.2 * hair)
+
+
+@wp.func
+def crease(p: wp.vec3, look: Look):
+    """Lines of the brow, beside the nose and under the eyes, 0 .. 1; deeper with age."""
+    x = wp.abs(p[0])
+    wave = p[2] + 0.0012 * grain(p, 70.0, look.seed + 23) - 1.1 * x * x
+    lines = wp.smoothstep(0.45, 1.0, wp.sin(wave * 6.2832 / 0.0105)) * wp.smoothstep(0.936, 0.944, p[2])
+    lines = lines * wp.smoothstep(0.972, 0.962, p[2]) * wp.smoothstep(0.044, 0.030, x)
+    t = wp.clamp((x - 0.0185) * 0.44 + (0.871 - p[2]) * 0.90, 0.0, 0.031)
+    dx = x - 0.0185 - 0.44 * t
+    dz = p[2] - 0.871 + 0.90 * t
+    fold = wp.exp(-(dx * dx + dz * dz) / (0.0024 * 0.0024)) * wp.smoothstep(0.033, 0.012, t)
+    e = wp.length(wp.vec2(x - 0.0313, 1.5 * (p[2] - 0.9005))) - 0.0215
+    bag = wp.exp(-e * e / (0.0018 * 0.0018)) * wp.smoothstep(0.896, 0.888, p[2])
+    old = wp.smoothstep(0.25, 1.0, look.age)
+    front = wp.smoothstep(-0.10, -0.12, p[1])
+    return front * (lines * 0.8 * old + fold * (0.16 + 0.84 * old) + bag * (0.10 + 0.55 * old))
+
+
+@wp.func
+def made_up(c: wp.vec3, p: wp.vec3, look: Look):
+    """Liner along the upper lid, shadow over it and blush on the cheek."""
+    e = p - wp.vec3(wp.sign(p[0]) * 0.0313, -0.1315, 0.9017)
+    over = wp.smoothstep(-0.002, 0.003, e[2])
+    lid = wp.smoothstep(0.0205, 0.0165, wp.length(e)) * over * wp.smoothstep(-0.10, -0.12, p[1])
+    line = wp.smoothstep(0.0170, 0.0155, wp.length(e)) * over
+    c = mix3(c, wp.cw_mul(look.skin, wp.vec3(0.46, 0.32, 0.34)), 0.55 * look.makeup * lid)
+    c = mix3(c, look.brow * 0.35, 0.75 * look.makeup * line)
+    cheek = blob(wp.vec3(wp.abs(p[0]), p[1], p[2]), wp.vec3(0.050, -0.12, 0.872), 0.020)
+    return mix3(c, wp.vec3(look.skin[0] * 1.05, look.skin[1] * 0.55, look.skin[2] * 0.58), 0.35 * look.makeup * cheek)
 
 
 @wp.func
@@ -115,6 +150,9 @@ def skin_paint(p: wp.vec3, m: wp.vec4, look: Look):
     c = mix3(c, blush, red)
     socket = blob(ax, wp.vec3(0.031, -0.15, 0.888), 0.013) + 0.55 * blob(ax, wp.vec3(0.033, -0.15, 0.909), 0.011)
     c = mix3(c, wp.cw_mul(look.skin, wp.vec3(0.66, 0.52, 0.54)), 0.36 * socket)
+    c = mix3(c, wp.cw_mul(look.skin, wp.vec3(0.60, 0.44, 0.42)), 0.42 * crease(p, look))
+    if look.makeup > 0.0:
+        c = made_up(c, p, look)
     if look.freckles > 0.0:
         spots = wp.smoothstep(0.42, 0.62, grain(p, 430.0, look.seed + 7))
         where = blob(ax, wp.vec3(0.03, -0.145, 0.872), 0.034)
@@ -211,6 +249,7 @@ def skin_finish(r: Finish, k: int, p: wp.vec3, m: wp.vec4, look: Look):
     side = wp.vec3(wp.abs(p[0]), p[1], p[2])
     shine = blob(side, wp.vec3(0.0, -0.165, 0.885), 0.03) + blob(p, wp.vec3(0.0, -0.15, 0.955), 0.035)
     r.albedo = skin_paint(p, m, look)
+    r.ao = 0.18 + 0.82 * m[0]  # skin lets light through: no hollow is black
     r.wrap = wp.vec3(0.38, 0.20, 0.14)
     r.gloss = 0.75 + 0.35 * shine + 0.7 * lip
     r.power = 16.0 + 26.0 * lip + 8.0 * shine
