@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from aa.body import Body, matrix_to_rotvec, rotvec_to_matrix
+from aa.handshapes import FINGER_CURL, JOINT_SHARE
 from aa.visemes import VOWELS, Segment, loudness
 
 # --- postures ---------------------------------------------------------------------------------------------------------------------
@@ -21,8 +22,6 @@ GESTURES = (
     ((0.34, -0.10, -1.0), (-0.06, -1.0, 0.20), 0.10),  # palms facing each other
     ((0.42, -0.16, -1.0), (0.12, -1.0, 0.36), 0.50),  # a little higher, palms down
 )
-STROKE = ((0.02, 0.06, 0.0), (0.05, -0.03, -0.30), 0.12)  # what a stroke adds to the directions and the roll at its lowest point
-FINGER_CURL = (0.15, 0.18, 0.22, 0.26)  # rad per joint at rest: index, middle, ring, little
 
 
 def arm_rotations(body: Body, side: str, upper, fore, roll: float) -> dict[str, np.ndarray]:
@@ -57,7 +56,7 @@ def finger_rotations(body: Body, side: str, curl: float) -> dict[str, np.ndarray
     across = _unit(at("finger5-1") - at("finger2-1")) * (1.0 if side == "L" else -1.0)
     out = {}
     for finger, amount in enumerate(FINGER_CURL, 2):
-        for joint, share in ((1, 0.8), (2, 1.0), (3, 0.6)):
+        for joint, share in enumerate(JOINT_SHARE, 1):
             out[f"finger{finger}-{joint}.{side}"] = across * amount * share * curl
     return out
 
@@ -90,7 +89,7 @@ _EASE_LEFT = {  # posture(body, EASE_ARM) on the mean adult
     **{
         f"finger{f}-{j}": (0.385 * a * share, 0.819 * a * share, -0.427 * a * share)
         for f, a in enumerate(FINGER_CURL, 2)
-        for j, share in ((1, 0.8), (2, 1.0), (3, 0.6))
+        for j, share in enumerate(JOINT_SHARE, 1)
     },
 }
 AT_EASE = {f"{name}.L": r for name, r in _EASE_LEFT.items()} | {f"{n}.R": (x, -y, -z) for n, (x, y, z) in _EASE_LEFT.items()}
@@ -124,17 +123,22 @@ class Beat:
     strength: float  # in [0, 1], loudness, less when unstressed
 
 
+def vowel_accents(parts: list[Segment], audio) -> list[Beat]:
+    """Every vowel as an accent, in order. Strength spans the upper 15 dB of the loudness scale, less when unstressed."""
+    vowels = [s for s in parts if s.symbol in VOWELS]
+    t = [np.arange(s.start, s.end, 0.01) for s in vowels]
+    level = loudness(audio, np.concatenate(t)) if t else np.zeros(0)
+    out = []
+    for s, own, at in zip(vowels, np.split(level, np.cumsum([len(x) for x in t])[:-1]), t):
+        strength = np.clip(1 + (own.mean() - 1) * 30 / 15, 0, 1) * (1.0 if s.stressed else 0.55)
+        out.append(Beat(float(at[own.argmax()]), float(strength)))
+    return out
+
+
 def find_beats(parts: list[Segment], audio, spacing: float = 0.5, least: float = 0.2) -> list[Beat]:
-    """Accents in order: the strongest vowels at least `spacing` s apart. Strength spans the upper 15 dB of the loudness scale."""
-    found = []
-    for s in parts:
-        if s.symbol in VOWELS:
-            t = np.arange(s.start, s.end, 0.01)
-            level = loudness(audio, t)
-            strength = np.clip(1 + (level.mean() - 1) * 30 / 15, 0, 1) * (1.0 if s.stressed else 0.55)
-            found.append(Beat(float(t[level.argmax()]), float(strength)))
+    """Accents in order: the strongest vowels at least `spacing` s apart."""
     kept: list[Beat] = []
-    for b in sorted(found, key=lambda b: -b.strength):
+    for b in sorted(vowel_accents(parts, audio), key=lambda b: -b.strength):
         if b.strength >= least and all(abs(b.time - k.time) >= spacing for k in kept):
             kept.append(b)
     return sorted(kept, key=lambda b: b.time)
@@ -148,23 +152,6 @@ def phrases(parts: list[Segment], pause: float = 0.35) -> list[tuple[float, floa
             out[-1] = (out[-1][0], s.end)
         elif not s.pause:
             out.append((s.start, s.end))
-    return out
-
-
-def raise_curve(times, spoken, beats: list[Beat], duration: float, sizes) -> np.ndarray:
-    """How far the arms are in gesture space (T,): each phrase with a beat lifts them in time for its first stroke to `sizes` (n,)
-    and lets them sink after its last, so that they are down again in longer pauses and at the end."""
-    out = np.zeros(len(times))
-    for (start, end), size in zip(spoken, sizes):
-        own = [b for b in beats if start <= b.time <= end]
-        if not own:
-            continue
-        up = max(min(own[0].time - 0.70, start), 0.0)
-        high = max(up + 0.62, own[0].time - 0.10)
-        down = min(max(own[-1].time + 0.40, end - 0.25), max(duration - 0.95, high + 0.05))
-        size = size * (0.45 + 0.55 * np.mean([b.strength for b in own]))
-        one = keyed(times, [up, high, down, down + 0.90], [0, size, size, 0])
-        out = out + one - out * one  # a smooth maximum: no kink where one phrase sinks and the next rises
     return out
 
 

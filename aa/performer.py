@@ -1,8 +1,8 @@
 """The performer of the offline studio: speech to face, head, arms and fingers by rules.
 
-Lips follow the phonemes (`aa.visemes`). Everything else follows prosody: beats of arms, hands, head and brows land on the loud
-stressed vowels and grow with their loudness (`aa.gestures`), arms are raised while a phrase lasts and sink in a pause. A seed adds
-what speech does not tell: blinks, glances, sway, the shape of the gestures.
+Lips follow the phonemes (`aa.visemes`). Everything else follows prosody and words: beats of hands, head and brows land on the loud
+stressed vowels and grow with their loudness (`aa.gestures`), words choose what the hands do (`aa.cospeech`, `aa.arms`), the trunk
+shifts between phrases. A seed adds what speech does not tell: blinks, glances, sway.
 """
 
 from dataclasses import dataclass
@@ -10,21 +10,11 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from aa.arms import Postures, arm_track, glide
 from aa.body import Body
+from aa.cospeech import Gesture, plan_gestures
 from aa.errors import InputError
-from aa.gestures import (
-    AT_EASE,
-    GESTURES,
-    STROKE,
-    at_ease,
-    find_beats,
-    finger_rotations,
-    keyed,
-    phrases,
-    posture,
-    raise_curve,
-    stroke_curve,
-)
+from aa.gestures import AT_EASE, at_ease, find_beats, finger_rotations, keyed, phrases, stroke_curve
 from aa.visemes import articulate, lip_aperture, loudness, segments
 
 __all__ = ["AT_EASE", "Performance", "Style", "at_ease", "lip_aperture", "perform"]
@@ -40,16 +30,21 @@ class Style:
     """How a person performs; 1 is an average speaker."""
 
     amplitude: float = 1.0  # size of arm gestures, 0 keeps the arms at rest, at most 1.5
-    tempo: float = 1.0  # speed of sway and breathing
+    tempo: float = 1.0  # speed of preparations, strokes, sway and breathing
     handedness: float = 0.0  # -1 gestures with the right hand alone, 0 with both, 1 with the left alone
     head: float = 1.0  # size of head movements
     expressiveness: float = 1.0  # brows, smile, opening of the mouth
+    rate: float = 1.0  # how many of the accents get a gesture: 0.5 few, 1.5 all
+    space: float = 0.0  # where the hands are: -0.5 close to the body, 1 wide and high
 
     @staticmethod
     def sample(generator: torch.Generator) -> "Style":
-        """A random person."""
-        u = torch.rand(5, generator=generator, dtype=torch.float64).tolist()
-        return Style(0.7 + 0.6 * u[0], 0.85 + 0.3 * u[1], 1.4 * u[2] - 0.7, 0.6 + 0.8 * u[3], 0.85 + 0.3 * u[4])
+        """A random person; nine in ten prefer the right hand."""
+        u = torch.rand(7, generator=generator, dtype=torch.float64).tolist()
+        side = -0.1 - 0.65 * u[2] / 0.9 if u[2] < 0.9 else 0.1 + 6.5 * (u[2] - 0.9)
+        return Style(
+            0.6 + 0.8 * u[0], 0.8 + 0.45 * u[1], side, 0.6 + 0.8 * u[3], 0.85 + 0.3 * u[4], 0.55 + 0.75 * u[5], 1.3 * u[6] - 0.4
+        )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -61,13 +56,15 @@ class Performance:
     translation: torch.Tensor  # (T, 3) m, zero: the feet stay where they are
     times: torch.Tensor  # (T,) s, centres of the frames
     fps: int = FPS
+    gestures: tuple[Gesture, ...] = ()  # what the arms do, in order, with the times of its phases
 
 
 def perform(body: Body, speech, seed: int = 0, style: Style = Style()) -> Performance:
     """Act out a speech.
 
     Args: body; speech with fields audio (n,) float32 at 16 kHz, phonemes [(IPA symbol, start s, end s)] and duration s, as
-        aa.speech.Speech; seed of what the speech does not determine; style.
+        aa.speech.Speech, and, where known, text and words [(word, start s, end s)], without which all gestures are beats; seed of
+        what the speech does not determine; style.
     Returns: Performance of T = round(25 * duration) frames. The same arguments give the same performance.
     Raises: InputError when the speech is shorter than one frame.
     """
@@ -80,17 +77,21 @@ def perform(body: Body, speech, seed: int = 0, style: Style = Style()) -> Perfor
     parts = segments(speech.phonemes, duration)
     beats, spoken = find_beats(parts, speech.audio), phrases(parts)
     energy = speech_energy(speech.audio, times)
-    head = head_motion(times, beats, spoken, energy, style, rng)
+    planned = plan_gestures(speech, parts, style.tempo, style.handedness, style.rate, np.random.default_rng([seed, 1]))
+    planned = planned if style.amplitude > 0 else []
+    head = head_motion(times, beats, spoken, energy, style, rng) + style.head * shakes(times, planned)
     curves = articulate(speech.phonemes, speech.audio, times, duration, 0.94 + 0.06 * style.expressiveness)
-    add_upper_face(curves, times, beats, spoken, head, duration, style, rng)
+    add_upper_face(curves, times, beats, planned, spoken, head, duration, style, rng)
     pulse = speech_energy(speech.audio, times, 0.16) - energy  # the syllables
-    rotvecs = arm_motion(body, times, beats, spoken, energy, pulse, duration, style, rng)
-    add_trunk(body, rotvecs, times, head, energy, style, rng)
+    rotvecs = arm_motion(body, times, planned, beats, energy, pulse, style, rng)
+    add_trunk(body, rotvecs, times, head, spoken, energy, style, rng)
     actions = np.zeros((T, len(body.action_names)))
     for name, curve in curves.items():
         actions[:, body.action(name)] = curve
     make = lambda a: torch.as_tensor(a, dtype=torch.float32, device=body.device)  # noqa: E731
-    return Performance(make(actions.clip(0, 1)), make(rotvecs), torch.zeros(T, 3, device=body.device), make(times))
+    return Performance(
+        make(actions.clip(0, 1)), make(rotvecs), torch.zeros(T, 3, device=body.device), make(times), FPS, tuple(planned)
+    )
 
 
 def speech_energy(audio, times, reach: float = 0.3) -> np.ndarray:
@@ -126,14 +127,40 @@ def head_motion(times, beats, spoken, energy, style: Style, rng) -> np.ndarray:
     return style.head * np.stack([x, y, z], 1)
 
 
-def add_trunk(body: Body, rotvecs, times, head, energy, style: Style, rng) -> None:
+def shakes(times, gestures) -> np.ndarray:
+    """Turn of the head (T, 3) rad with what the hands say: a small shake with negations, a tilt with questions."""
+    out = np.zeros((len(times), 3))
+    for g in gestures:
+        near = keyed(times, [g.stroke - 0.15, g.apex - 0.05, g.apex + 0.25, g.apex + 0.7], [0, 1, 1, 0])
+        if g.pose == "apart":
+            out[:, 2] += 0.055 * near * np.sin(2 * np.pi * 1.7 * (times - g.stroke))
+        elif g.pose == "offer":
+            out[:, 1] += 0.05 * near * (-1 if g.hand == "R" else 1)
+            out[:, 0] -= 0.03 * near
+    return out
+
+
+def shifts(times, spoken, rng) -> np.ndarray:
+    """Lean of the trunk (T, 3) rad: the weight goes to another side where a phrase begins, as in a slow shift from leg to leg."""
+    keys, rows = [0.0], [np.zeros(3)]
+    for start, _ in spoken:
+        keys += [max(start - 0.35, keys[-1] + 0.01), max(start + 0.65, keys[-1] + 0.9)]
+        rows += [rows[-1], np.array([0.012, 0.030, 0.030]) * rng.uniform(-1, 1, 3)]
+    return glide(times, keys, np.stack(rows))
+
+
+def add_trunk(body: Body, rotvecs, times, head, spoken, energy, style: Style, rng) -> None:
     """Add head, sway and breathing to `rotvecs` (T, J, 3) in place; hips and legs stay still."""
     for name, share in NECK.items():
         rotvecs[:, body.joint(name)] += share * head
     sway = [a * wander(times, rng, 0.07 * style.tempo, 0.25 * style.tempo) for a in (0.007, 0.009, 0.011)]
     lean = np.stack(sway, 1) + np.stack([0.025 * energy, 0 * energy, 0.25 * head[:, 2]], 1)
+    shift = shifts(times, spoken, rng)
     for name, share in SPINE.items():
-        rotvecs[:, body.joint(name)] += share * lean
+        rotvecs[:, body.joint(name)] += share * (lean + shift)
+    rotvecs[:, body.joint("spine05"), 1] += 0.6 * shift[:, 1]  # the hips go one way, the chest comes back over them
+    rotvecs[:, body.joint("spine02"), 1] -= 0.9 * shift[:, 1]
+    rotvecs[:, body.joint("neck01"), 1] -= 0.5 * shift[:, 1]
     breath = np.sin(2 * np.pi * (0.25 * style.tempo * times + rng.uniform()))
     rotvecs[:, body.joint("spine02"), 0] -= 0.008 * breath
     rotvecs[:, body.joint("neck01"), 0] += 0.008 * breath
@@ -141,42 +168,42 @@ def add_trunk(body: Body, rotvecs, times, head, energy, style: Style, rng) -> No
         rotvecs[:, body.joint(f"clavicle.{side}"), 1] -= 0.012 * sign * breath
 
 
-def arm_motion(body: Body, times, beats, spoken, energy, pulse, duration, style: Style, rng) -> np.ndarray:
-    """Arms and fingers as (T, J, 3) rotation vectors around AT_EASE; other joints zero. Syllables (`pulse`) add to the strokes."""
+def arm_motion(body: Body, times, gestures, beats, energy, pulse, style: Style, rng) -> np.ndarray:
+    """Arms and fingers as (T, J, 3) rotation vectors around AT_EASE; other joints zero. Beats that got no gesture of their own, and
+    syllables (`pulse`), still show in a raised hand."""
     ease = at_ease(body).double().cpu().numpy()
-    homes = [posture(body, g) for g in GESTURES]
-    strokes = [posture(body, tuple(np.add(a, d) for a, d in zip(g, STROKE))) - h for g, h in zip(GESTURES, homes)]
-    raised = raise_curve(times, spoken, beats, duration, rng.uniform(0.75, 1.0, len(spoken)))
-    # Which gesture: three weights that sum to 1 and drift slowly.
-    drift = np.stack([wander(times, rng, 0.08, 0.2) for _ in GESTURES], 1)
-    mix = np.exp(1.2 * drift) / np.exp(1.2 * drift).sum(1, keepdims=True)
     out = np.tile(ease, (len(times), 1, 1))
     for side, sign in (("L", 1.0), ("R", -1.0)):
-        joints = [k for k, n in enumerate(body.joint_names) if n.endswith(f".{side}") and ("arm" in n)]
+        own = Postures(body, side, float(np.clip(style.space, -0.5, 1)))
         share = np.clip(style.amplitude, 0, 1.5) * np.clip(1 + sign * style.handedness, 0, 1)
-        lift = np.tanh(1.2 * raised * share) / np.tanh(1.2)  # large amplitudes saturate: the postures are known to be safe
-        stroke = lift * (stroke_curve(times, beats, 0.03 * rng.uniform(-1, 1)) * rng.uniform(0.9, 1.1) + 0.7 * pulse)
-        for w, home, delta in zip(mix.T, homes, strokes):
-            out[:, joints] += (w * lift)[:, None, None] * (home - ease)[joints] + (w * stroke)[:, None, None] * delta[joints]
-        out += hand_motion(body, side, times, lift, stroke_curve(times, beats, 0.06) * lift, energy, style, rng)
+        track, lift = arm_track(own, ease[own.joints], times, gestures, side, share)
+        small = [b for b in beats if all(abs(b.time - g.apex) > 0.2 for g in gestures)]
+        accents = small + [b for b in beats if b not in small]
+        late = stroke_curve(times, accents, 0.06 + 0.02 * rng.uniform(-1, 1)) * lift  # the wrist follows
+        follow = lift * min(share, 1) * (0.35 * stroke_curve(times, small) + 0.6 * pulse)
+        drift = np.stack([wander(times, rng, 0.15, 0.5) for _ in range(3)], 1) * (0.012 * lift)[:, None]
+        out[:, own.joints] = track + follow[:, None, None] * own.strokes["middle"]
+        out[:, body.joint(f"upperarm01.{side}")] += drift
+        out[:, body.joint(f"lowerarm01.{side}")] += 1.5 * drift[:, ::-1]
+        out += hand_motion(body, side, times, lift, late, energy, rng)
     return out
 
 
-def hand_motion(body: Body, side: str, times, lift, stroke, energy, style: Style, rng) -> np.ndarray:
-    """What wrist and fingers add (T, J, 3): living fingers that open as the hand is raised, and a flick after each stroke."""
+def hand_motion(body: Body, side: str, times, lift, stroke, energy, rng) -> np.ndarray:
+    """What wrist and fingers add (T, J, 3): living fingers that open a little with the voice, and a flick after each stroke."""
     out = np.zeros((len(times), len(body.parents), 3))
     for name, r in finger_rotations(body, side, 1.0).items():
         finger = int(name[6])
         if name[7:9] == "-1":  # one curve per finger, shared by its joints
-            alive = (0.10 + 0.20 * lift) * wander(times, rng, 0.15 + 0.02 * finger, 0.6)
-            curl = alive - 0.9 * lift * (0.5 + 0.5 * energy) + 0.5 * stroke
+            alive = (0.10 + 0.16 * lift) * wander(times, rng, 0.15 + 0.02 * finger, 0.6)
+            curl = alive - 0.25 * lift * energy + 0.35 * stroke
         out[:, body.joint(name)] = curl[:, None] * r
     hinge = r / np.linalg.norm(r)
-    out[:, body.joint(f"wrist.{side}")] = (0.16 * stroke - 0.10 * lift)[:, None] * hinge
+    out[:, body.joint(f"wrist.{side}")] = (0.14 * stroke)[:, None] * hinge
     return out
 
 
-def add_upper_face(curves, times, beats, spoken, head, duration, style: Style, rng) -> None:
+def add_upper_face(curves, times, beats, gestures, spoken, head, duration, style: Style, rng) -> None:
     """Add blinks, gaze, brows and a faint smile to the curves (name -> (T,)) in place."""
     T = len(times)
     blink = blinks(times, spoken, duration, rng)
@@ -192,6 +219,9 @@ def add_upper_face(curves, times, beats, spoken, head, duration, style: Style, r
     for b in beats:
         t = b.time
         brow += max(b.strength - 0.55, 0) * keyed(times, [t - 0.28, t - 0.02, t + 0.12, t + 0.55], [0, 1, 1, 0])
+    for g in gestures:
+        if g.pose == "offer":  # a question
+            brow += 0.5 * keyed(times, [g.stroke - 0.1, g.apex, g.apex + 0.4, g.apex + 0.9], [0, 1, 1, 0])
     brow = style.expressiveness * (np.tanh(brow) + 0.03 + 0.03 * wander(times, rng, 0.1, 0.3))
     smile = style.expressiveness * (0.07 + 0.02 * wander(times, rng, 0.05, 0.15)) + rng.uniform(0, 0.04)
     curves["browInnerUp"] = 0.55 * brow

@@ -2,8 +2,8 @@
 
 Each phoneme asks for a few ARKit actions with some strength. The curve of an action is the average of what all phonemes ask,
 weighted by dominance functions that decay on both sides of each phoneme (Cohen & Massaro, "Modeling coarticulation in synthetic
-visual speech", 1993). What must happen, the closed lips of p b m and of a pause, is imposed afterwards as a constraint, because an
-average never quite closes.
+visual speech", 1993). What must happen, the lower lip at the teeth in f v, the closed lips of p b m and of a pause, is imposed
+afterwards as a constraint, because an average never quite gets there.
 """
 
 import unicodedata
@@ -14,6 +14,7 @@ import torch
 
 SILENCE = {"", " ", "_", "_:", "|", "‖", ".", ",", "#", "sil", "sp"}
 BILABIAL = set("pbmɱ")
+LABIODENTAL = set("fv")
 LIP_UPPER, LIP_LOWER = 520, 540  # vertices of the body: the two lips where they touch on the midline
 SKULL_TOP, SKULL_FRONT, UPPER_TEETH = 5352, 1013, 14045  # midline vertices that no facial action moves
 
@@ -23,6 +24,7 @@ _SPREAD = {"stretch": 0.25, "smile": 0.12, "lowerDown": 0.15, "pucker": 0.0, "fu
 _TEETH = {"jaw": 0.05, "stretch": 0.22, "lowerDown": 0.32, "upperUp": 0.10, "pucker": 0.0}
 _HUSH = {"jaw": 0.08, "funnel": 0.32, "pucker": 0.35, "lowerDown": 0.25, "upperUp": 0.2, "stretch": 0.0}
 _LIP_TEETH = {"jaw": 0.075, "rollLower": 0.85, "shrugLower": 0.1, "upperUp": 0.3, "funnel": 0.0, "pucker": 0.0, "lowerDown": 0.0}
+_BITE = {"jaw": 0.05, "rollLower": 1.0, "shrugLower": 0.0, "upperUp": 0.40, "funnel": 0.0, "pucker": 0.0, "lowerDown": 0.0}
 _TIP = {"jaw": 0.095, "tongue": 0.06}
 PHONEMES = {
     "a": (1.0, {"jaw": 0.33, "lowerDown": 0.22, "upperUp": 0.10, "pucker": 0.0}),
@@ -55,14 +57,14 @@ PHONEMES = {
     "v": (1.5, _LIP_TEETH),
     "w": (1.4, {"jaw": 0.09, "funnel": 0.14, "pucker": 0.95, "stretch": 0.0, "smile": 0.0}),
     "ʍ": (1.4, {"jaw": 0.09, "funnel": 0.14, "pucker": 0.95}),
-    "θ": (1.0, {"jaw": 0.13, "tongue": 0.42, "lowerDown": 0.18, "upperUp": 0.12}),
-    "ð": (0.9, {"jaw": 0.12, "tongue": 0.36, "lowerDown": 0.15, "upperUp": 0.10}),
+    "θ": (1.0, {"jaw": 0.13, "tongue": 0.54, "lowerDown": 0.18, "upperUp": 0.12}),
+    "ð": (0.9, {"jaw": 0.12, "tongue": 0.52, "lowerDown": 0.15, "upperUp": 0.10}),
     "t": (0.8, _TIP),
     "d": (0.8, _TIP),
     "n": (0.8, _TIP),
     "ɾ": (0.5, {"jaw": 0.14, "tongue": 0.05}),
-    "l": (0.8, {"jaw": 0.15, "tongue": 0.16, "lowerDown": 0.12}),
-    "ɫ": (0.8, {"jaw": 0.15, "tongue": 0.14, "lowerDown": 0.12}),
+    "l": (0.8, {"jaw": 0.15, "tongue": 0.24, "lowerDown": 0.12}),
+    "ɫ": (0.8, {"jaw": 0.15, "tongue": 0.20, "lowerDown": 0.12}),
     "s": (1.3, _TEETH),
     "z": (1.3, _TEETH),
     "ʃ": (1.4, _HUSH),
@@ -211,6 +213,16 @@ def seals(parts: list[Segment], times) -> tuple[np.ndarray, np.ndarray]:
     return pressed, resting
 
 
+def bites(parts: list[Segment], times) -> np.ndarray:
+    """Curve (T,) in [0, 0.85] of the lower lip at the upper teeth, by f and v, held for 46 ms at least as closures are."""
+    out = np.zeros(len(times))
+    for s in parts:
+        if s.symbol in LABIODENTAL:
+            spare = max(0.0, 0.046 - (s.end - s.start)) / 2
+            out = np.maximum(out, 0.85 * window_curve(times, s.start + 0.01 - spare, s.end - 0.015 + spare, 0.06, 0.06))
+    return out
+
+
 def articulate(phonemes, audio, times, duration: float, amplitude: float = 1.0) -> dict[str, np.ndarray]:
     """Curves (T,) in [0, 1] of the ARKit mouth actions, by their full names.
 
@@ -222,6 +234,9 @@ def articulate(phonemes, audio, times, duration: float, amplitude: float = 1.0) 
     level = loudness(audio, middle, window=0.08)
     gains = amplitude * (0.66 + 0.40 * level) * np.array([1.08 if s.stressed else 1.0 for s in parts])
     c = dominance(parts, times, gains)
+    bite = bites(parts, times)
+    for action, value in _BITE.items():
+        c[action] = c[action] + bite * (value - c[action])
     pressed, resting = seals(parts, times)
     seal = np.maximum(pressed, resting)
     for action in ("funnel", "lowerDown", "upperUp", "rollLower", "tongue"):
