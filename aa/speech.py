@@ -4,8 +4,6 @@ Phonemes are espeak's IPA units, diphthongs and affricates in one piece, with th
 `bare` takes the mark off. Pauses are `SILENCE`. A stop begins with its closure, not with its burst: that is where lips close.
 """
 
-import functools
-import hashlib
 import json
 import re
 from dataclasses import dataclass, field
@@ -14,16 +12,16 @@ from pathlib import Path
 import numpy as np
 from safetensors.numpy import load_file
 
+from aa.corpus import coverage, sentences
 from aa.errors import InputError
 from aa.media import SAMPLE_RATE, save_arrays, save_json
 from aa.voices import ESPEAK, SILENCE, Phone, bare, espeak, piper
 
-__all__ = ["SILENCE", "VOICES", "Speech", "bare", "sentences", "silence", "speak"]
+__all__ = ["SILENCE", "VOICES", "Speech", "bare", "coverage", "sentences", "silence", "speak"]
 
 VOICES = ("joe", *ESPEAK)
 RATES = (0.5, 2.0)  # accepted speed factors
 LEAD = 0.12  # s of silence in front
-ASSETS = Path(__file__).resolve().parent.parent / "assets"
 
 
 @dataclass(frozen=True)
@@ -65,20 +63,6 @@ def silence(seconds: float) -> Speech:
     """Digital silence as a `Speech`: what a closed, resting mouth is trained on."""
     count = round(seconds * SAMPLE_RATE)
     return Speech(np.zeros(count, np.float32), "", [(SILENCE, 0.0, count / SAMPLE_RATE)], [])
-
-
-@functools.cache
-def _all_sentences() -> tuple[str, ...]:
-    lines = (ASSETS / "sentences.txt").read_text(encoding="utf-8").splitlines()
-    return tuple(line.strip() for line in lines if line.strip() and not line.startswith("#"))
-
-
-def sentences(split: str | None = None) -> list[str]:
-    """The corpus, or its "train" or "held-out" part (about 15%), told apart by a hash of the sentence."""
-    if split not in (None, "train", "held-out"):
-        raise ValueError(f'split must be "train", "held-out" or None, got {split!r}')
-    held = [int(hashlib.sha256(s.encode()).hexdigest()[:8], 16) % 100 < 15 for s in _all_sentences()]
-    return [s for s, out in zip(_all_sentences(), held) if split is None or out == (split == "held-out")]
 
 
 def speak(text: str, voice: str = "joe", rate: float = 1.0, seed: int = 0) -> Speech:

@@ -29,12 +29,30 @@ ESPEAK = {  # name: espeak-ng voice + variant, words per minute, pitch 0-100
     "caribbean-man": ("en-029+m4", 155, 40),
     "lancaster-woman": ("en-gb-x-gbclan+Annie", 160, 50),
 }
+# ARPABET (CMU dictionary) and the symbols of espeak's American English for the same sounds, the first one being ours
+ARPABET = {
+    "AA": "ɑː ɑ ɒ", "AE": "æ a", "AH": "ʌ ə ɐ", "AO": "ɔː ɔ oː", "AW": "aʊ", "AY": "aɪ", "EH": "ɛ", "ER": "ɚ ɜː ɜ", "EY": "eɪ e eː",
+    "IH": "ɪ ᵻ", "IY": "iː i", "OW": "oʊ o əʊ", "OY": "ɔɪ", "UH": "ʊ", "UW": "uː u ʉ", "B": "b", "CH": "tʃ", "D": "d", "DH": "ð",
+    "F": "f", "G": "ɡ", "HH": "h", "JH": "dʒ", "K": "k x", "L": "l ɫ", "M": "m", "N": "n", "NG": "ŋ", "P": "p", "R": "ɹ r",
+    "S": "s", "SH": "ʃ", "T": "t ɾ ʔ", "TH": "θ", "V": "v", "W": "w ʍ", "Y": "j", "Z": "z", "ZH": "ʒ",
+}  # fmt: skip
+_SOUNDS = {symbol: name for name, symbols in ARPABET.items() for symbol in symbols.split()} | {"n̩": "AH N", "ɬ": "L"}
 GAP = 0.25  # s of silence between Piper's sentences
 
 
 def bare(symbol: str) -> str:
     """An IPA symbol without its stress mark."""
     return symbol.lstrip("ˈˌ")
+
+
+def to_arpabet(symbol: str) -> list[str]:
+    """An IPA symbol of espeak -> ARPABET: "ˈaɪə" -> ["AY", "AH"]. What is no English sound is left out."""
+    rest, out = bare(symbol), []
+    while rest:
+        length = next((n for n in (3, 2, 1) if rest[:n] in _SOUNDS), 0)
+        out += _SOUNDS[rest[:length]].split() if length else []
+        rest = rest[length or 1 :]
+    return out
 
 
 class Phone(NamedTuple):
@@ -148,6 +166,12 @@ def _phones(text: str, events, rate_hz: int) -> tuple[list[Phone], list[str]]:
     edges = [0, *first[1:], len(tokens)]
     groups = [[t.strip("\"'.,;:!?()[]{}“”‘’«»—–-") for _, _, t in tokens[a:b]] for a, b in itertools.pairwise(edges)]
     return phones, [" ".join(filter(None, group)) for group in groups]
+
+
+def read(text: str, voice: str = "en-us") -> tuple[list[Phone], list[str]]:
+    """Text -> phones and words, unheard: how espeak-ng would say it (`voice` is one of its names; samples do not count)."""
+    _, rate_hz, events = _events(text, voice, 450, 50)
+    return _phones(text, events, rate_hz)
 
 
 def espeak(text: str, voice: str, speed: float, pitch: float):
