@@ -18,12 +18,12 @@ HAIR_STYLES = ("buzz", "short", "side", "swept", "curly", "bun", "bob", "long", 
 NECKLINES = ("crew", "v", "collar")
 # Albedo of ten skin tones from light to dark, sRGB, in the spirit of the Monk scale (own values, tuned to the studio's light).
 TONES = (
-    (0.93, 0.78, 0.70), (0.91, 0.74, 0.64), (0.88, 0.70, 0.58), (0.83, 0.64, 0.50), (0.76, 0.56, 0.42),
+    (0.89, 0.72, 0.63), (0.88, 0.70, 0.59), (0.86, 0.67, 0.55), (0.82, 0.63, 0.49), (0.76, 0.56, 0.42),
     (0.67, 0.47, 0.34), (0.56, 0.38, 0.27), (0.46, 0.30, 0.21), (0.37, 0.24, 0.17), (0.29, 0.19, 0.14),
 )  # fmt: skip
 HAIRS = {
     "black": (0.075, 0.062, 0.06), "espresso": (0.14, 0.09, 0.07), "brown": (0.25, 0.155, 0.10), "chestnut": (0.36, 0.20, 0.12),
-    "copper": (0.42, 0.20, 0.10), "dark blond": (0.46, 0.34, 0.21), "blond": (0.66, 0.51, 0.32), "grey": (0.40, 0.39, 0.385),
+    "copper": (0.42, 0.20, 0.10), "dark blond": (0.46, 0.34, 0.21), "blond": (0.58, 0.47, 0.33), "grey": (0.40, 0.39, 0.385),
 }  # fmt: skip
 IRISES = ((0.24, 0.13, 0.07), (0.33, 0.20, 0.10), (0.40, 0.31, 0.16), (0.30, 0.38, 0.24), (0.28, 0.40, 0.52), (0.40, 0.46, 0.50))
 CLOTHS = (
@@ -41,8 +41,14 @@ FEATURES = 5  # salt of the second draw
 HEIGHTS = {"female": (1.645, 0.150, 1.75, 0.26), "male": (1.765, 0.165, 1.90, 0.26)}
 # The cast: name -> (seed, split). The first six have portraits in assets/portraits.
 PEOPLE = {
-    "ada": (10, "train"), "bruno": (5, "train"), "chidi": (7, "train"), "dalia": (17, "train"), "emil": (12, "train"),
-    "flora": (22, "train"),
+    "ada": (10, "train"), "bruno": (5, "train"), "chidi": (7, "train"), "dalia": (17, "train"),
+    "emil": (12, "train"), "flora": (22, "train"), "gabor": (372, "train"), "hana": (460, "train"),
+    "iris": (338, "train"), "jonas": (136, "train"), "kim": (360, "train"), "luca": (207, "train"),
+    "mateo": (278, "train"), "nora": (491, "train"), "olga": (344, "train"), "pavel": (232, "train"),
+    "quinn": (434, "train"), "rafael": (1, "train"),
+    "samir": (447, "held-out"), "tala": (280, "held-out"), "uma": (28, "held-out"), "viktor": (311, "held-out"),
+    "wanda": (174, "held-out"), "xaver": (469, "held-out"), "yara": (34, "held-out"), "zoltan": (362, "held-out"),
+    "aiko": (92, "held-out"), "bela": (382, "held-out"), "carla": (473, "held-out"), "duncan": (324, "held-out"),
 }  # fmt: skip
 
 
@@ -123,8 +129,8 @@ def sample_identity(seed: int) -> Identity:
     style, curl = pick(styles), pick((0.0, 0.0, 0.012, 0.03))
     stubble = pick((0.0, 0.0, 0.35, 0.8)) if sex == "male" else 0.0
     freckles = max(0.0, u() - 0.5) * (dark < 0.4)
-    pattern, neckline, sleeve = pick(PATTERNS), pick(NECKLINES), pick((0.72, 1.45, 1.93, 1.93))
-    trousers, shoes = pick(TROUSERS), pick(((0.09, 0.08, 0.08), (0.30, 0.19, 0.12), (0.75, 0.74, 0.72)))
+    pattern, neckline, sleeve = (pick(PATTERNS), pick(NECKLINES), pick((0.72, 1.45, 1.93, 1.93)))
+    trousers, shoes = (pick(TROUSERS), pick(((0.09, 0.08, 0.08), (0.30, 0.19, 0.12), (0.75, 0.74, 0.72))))
     shaped, height = adult_height(betas[chosen], sex)
     plain = Identity(
         tuple(shaped.tolist()), sex, age, skin, skin, iris, hair, hair, style, curl, stubble, freckles, shirt, shirt2, pattern,
@@ -175,7 +181,7 @@ def height_map() -> tuple[torch.Tensor, torch.Tensor, float]:
     w = body.shape_dirs[:, high, 2] - body.shape_dirs[:, low, 2]
     traits = torch.stack(list(kinds.values()), 1)
     slope = torch.linalg.lstsq(traits - traits.mean(0), betas).solution[list(kinds).index("height")]
-    return w, slope / (w @ slope), float(body.v_template[high, 2] - body.v_template[low, 2])
+    return (w, slope / (w @ slope), float(body.v_template[high, 2] - body.v_template[low, 2]))
 
 
 def adult_height(betas: torch.Tensor, sex: str) -> tuple[torch.Tensor, float]:

@@ -98,10 +98,12 @@ def blend_weights(body: Body, share: torch.Tensor) -> torch.Tensor:
     return w
 
 
-def add_grid(layers: Layers, make, share, mask, faces, kind: int):
-    """Append a sheet that no facial action moves; `make(vertices, shift)` places it on a given body."""
+def add_grid(layers: Layers, make, share, mask, faces, kind: int, anchor=None):
+    """Append a sheet that no facial action moves; `make(vertices, shift)` places it on a given body, shifted as the body's
+    `anchor` vertices are (the scalp's by default)."""
     body = layers.body
-    shift = (layers.rest - body.v_template)[body.region_vertices("scalp")].mean(0)
+    anchor = body.region_vertices("scalp") if anchor is None else anchor
+    shift = (layers.rest - body.v_template)[anchor].mean(0)
     places = [make(body.v_template, torch.zeros(3)), make(layers.rest, shift)]
     actions = torch.zeros(len(body.action_names), len(mask), 3)
     layers.add(*places, blend_weights(body, share), actions, mask, faces, kind)

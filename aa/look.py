@@ -26,7 +26,8 @@ def look_of(identity: Identity) -> Look:
     look = Look()
     for name in ("skin", "lips", "iris", "brow", "hair", "shirt", "shirt2", "trousers"):
         setattr(look, name, linear(getattr(identity, name)))
-    look.tips = linear([min(1.0, c * 1.35 + 0.05) for c in identity.hair])
+    pale = sum(identity.hair) / 3
+    look.tips = linear([min(1.0, (0.85 * c + 0.15 * pale) * 1.35 + 0.05) for c in identity.hair])
     look.shoe = linear(identity.shoes)
     look.pole, look.pole_u = wp.vec3(*pole.tolist()), wp.vec3(*u.tolist())
     look.pole_v = wp.vec3(*torch.linalg.cross(pole, u).tolist())

@@ -123,7 +123,10 @@ def add_layer(layers: Layers, faces, kind: int, rounds: int, offset, least, mask
     both = lambda x: x[pairs].mean(1)  # noqa: E731
     offset, least = (both(x)[:, None] if torch.is_tensor(x) else x for x in (offset, least))
     canon, rest = (puff(both(x), fine, rounds, offset, least) for x in (body.v_template, layers.rest))
-    layers.add(canon, rest, both(body.weights), body.action_dirs[:, pairs].mean(2), both(mask), fine, kind)
+    mask = both(mask)
+    if kind == 6:  # a level hem
+        mask[:, 2] = torch.minimum(mask[:, 2], canon[:, 2] - 0.075 + 10 * (mask[:, 3] > 0.3))
+    layers.add(canon, rest, both(body.weights), body.action_dirs[:, pairs].mean(2), mask, fine, kind)
 
 
 def add_clothes(layers: Layers, identity: Identity, arm: torch.Tensor, cover: torch.Tensor):
@@ -134,7 +137,7 @@ def add_clothes(layers: Layers, identity: Identity, arm: torch.Tensor, cover: to
     mask = torch.stack([torch.ones_like(arm), torch.zeros_like(arm), cover, arm], 1)
 
     sleeve = (identity.sleeve - arm) * 0.28
-    mask[:, 2] = torch.minimum(sleeve, z - 0.075 + 10 * (arm > 0.3))  # the shader cuts the neckline
+    mask[:, 2] = sleeve  # the shader cuts the neckline
     close = 0.4 + 0.6 * (sleeve / 0.06).clamp(0, 1)  # cuffs hug the arm
     add_layer(layers, tights[cover[tights].amax(1) > -0.01], 6, 10, 0.009 * close, 0.008 * close, mask)
     legs = (z[tights].amax(1) < 0.14) & (z[tights].amin(1) > -0.76) & (arm[tights].amax(1) == 0)
@@ -172,4 +175,7 @@ def add_collar(layers: Layers):
     n = columns * len(rows)
     mask = torch.tensor([1.0, 1.0, 0.05, 0.0]).repeat(n, 1)
     mask[-columns:, 2] = 0.013
-    add_grid(layers, make, torch.full((n,), 0.8), mask, grid_faces(len(rows), columns), 6)
+    p = layers.body.v_template
+    base = ((p[:, 2] - 0.745).abs() < 0.03) & (p[:, 0].square() + (p[:, 1] + 0.02).square() < 0.09**2)  # foot of the neck
+    base[layers.body.region_vertices("tights")] = False
+    add_grid(layers, make, torch.full((n,), 0.8), mask, grid_faces(len(rows), columns), 6, base)
