@@ -61,6 +61,7 @@ def add_hair(layers: Layers, identity: Identity, hairline: torch.Tensor):
     scalp = body.faces[body.region_faces("scalp", "face")]
     used, local = compact(scalp[hairline[scalp].amax(1) > -0.012])
     m = hairline[used]
+    m = torch.where(m < 0, 2.5 * m, m)  # few strands grow in front of the hairline
     base = body.v_template[used]
     rise = ((base[:, 2] - 0.93) / 0.07).clamp(0, 1)
     front = torch.exp(-((base - torch.tensor([0.0, -0.10, 0.99])) / 0.05).square().sum(1))
