@@ -12,7 +12,7 @@ from aa.body import load_body, load_people
 from aa.errors import InputError
 from aa.hair import STYLES
 from aa.identities import HAIR_STYLES, NECKLINES, PATTERNS, PEOPLE, adult_height, people, person, sample_identity
-from aa.stage import Stage, camera
+from aa.stage import camera
 from aa.wardrobe import KINDS, dress
 
 
@@ -161,7 +161,7 @@ def test_dress_by_style(body):
 
 def test_collar_stands_around_the_neck(body):
     """On long and short necks alike the collar's fold lies outside the neck at that height."""
-    for p in [p for p in people().values() if p.neckline == "collar"][::3]:
+    for p in [p for p in people().values() if p.neckline == "collar"][::4]:
         figure = dress(body, p)
         cloth = figure.body.faces[figure.kind == 6].unique()
         stand = cloth[figure.mask[cloth, 1] > 0.5]  # free-standing cloth
@@ -194,21 +194,19 @@ def test_detectors_find_people_who_were_held_out(body):
     from aa.detect import detect
     from aa.studio import portrait
 
-    for name in ("yara", "viktor"):
-        picture = portrait(person(name), 384, 576, body, samples=1)
-        found = detect(picture)
-        assert found.confidence["face"] > 0.6
-        assert found.hands["left"] is not None
-        assert found.hands["right"] is not None
-    small = [portrait(person(name), 48, 72, body, samples=2) for _ in range(2)]
-    assert (small[0] == small[1]).all()
+    picture = portrait(person("yara"), 384, 576, body, samples=1)
+    found = detect(picture)
+    assert found.confidence["face"] > 0.6
+    assert found.hands["left"] is not None
+    assert found.hands["right"] is not None
+    assert (picture == portrait(person("yara"), 384, 576, body, samples=1)).all()
 
 
 def test_head_is_in_the_picture(body):
     """The half-length camera leaves room above the tallest hair."""
     afro = replace(max(people().values(), key=lambda p: p.height), hair_style="curly")
-    stage = Stage(body, afro)
-    K, view = camera("portrait", 40, 60, person=stage.body)
-    x = stage.figure.body.v_template @ view[:3, :3].T + view[:3, 3]
+    figure = dress(body, afro)
+    K, view = camera("portrait", 40, 60, person=figure.body)
+    x = figure.body.v_template @ view[:3, :3].T + view[:3, 3]
     top = float((K[1, 1] * x[:, 1] / x[:, 2] + K[1, 2]).min())
     assert top > 1.5
