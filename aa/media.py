@@ -214,14 +214,17 @@ class VideoWriter:
     last column or row. Memory is constant: sound goes out along with the frames.
     """
 
-    def __init__(self, path, audio: np.ndarray | None = None, fps: float = FPS, title: str | None = None, crf: int = 18):
+    def __init__(
+        self, path, audio: np.ndarray | None = None, fps: float = FPS, title: str | None = None, crf: int = 18, threads: int = 0
+    ):  # fmt: skip
+        """threads of the encoder, 0: its own choice; the bytes depend on it."""
         self.path = check_writable(path)
         if self.path.suffix.lower() != ".mp4":
             raise InputError(f"{self.path.name} does not end in .mp4: videos are written as mp4 only.")
         self.audio = None if audio is None else np.asarray(audio, np.float32)
         if self.audio is not None and (self.audio.ndim != 1 or not np.isfinite(self.audio).all()):
             raise InputError(f"sound must be finite mono samples (n,) at 16 kHz, got shape {self.audio.shape}.")
-        self.rate, self.title, self.crf = Fraction(fps).limit_denominator(1001 * 60), title, crf
+        self.rate, self.title, self.crf, self.threads = Fraction(fps).limit_denominator(1001 * 60), title, crf, threads
         self.count, self.samples, self.size = 0, 0, None
         self._container = None
 
@@ -262,6 +265,7 @@ class VideoWriter:
             "yuv420p",
         )
         context = self._video.codec_context
+        context.thread_count = self.threads
         # BT.709, limited range, said in the file: without it players guess from the size and the skin changes colour
         context.colorspace = context.color_primaries = context.color_trc = context.color_range = 1
         if self.audio is not None:
@@ -307,9 +311,11 @@ class VideoWriter:
             self._part.unlink(missing_ok=True)
 
 
-def write_video(path, frames: Iterable[np.ndarray], audio=None, fps: float = FPS, title: str | None = None, crf: int = 18) -> Path:
+def write_video(
+    path, frames: Iterable[np.ndarray], audio=None, fps: float = FPS, title: str | None = None, crf: int = 18, threads: int = 0
+) -> Path:
     """Write (H, W, 3) uint8 frames and sound (n,) float32 16 kHz (or None) as an mp4: see `VideoWriter`."""
-    with VideoWriter(path, audio, fps, title, crf) as video:
+    with VideoWriter(path, audio, fps, title, crf, threads) as video:
         for frame in frames:
             video.write(frame)
     return video.path

@@ -1,4 +1,4 @@
-# ruff: noqa: UP018 (in warp, float(0.0) makes a variable that a loop may change)
+# ruff: noqa: UP018, RUF046 (in warp, float(0.0) makes a variable that a loop may change)
 """The studio's light: a warp kernel that casts rays at a dressed figure and shades what they hit (CPU and CUDA)."""
 
 import warp as wp
@@ -21,6 +21,7 @@ class Surface:
     mask: wp.array(dtype=wp.vec4)
     tri: wp.array(dtype=wp.vec3i)
     kind: wp.array(dtype=int)
+    part: wp.array(dtype=int)  # index into aa.clips.LABELS
     head: wp.mat33
     gape: float  # how far the lips are parted, 0 .. 1
 
@@ -47,8 +48,12 @@ def holds(kind: int, p: wp.vec3, m: wp.vec4, look: Look):
         a = wp.atan2(p[2] - c[2] + up * 0.010, wp.abs(p[0]) - 0.0313)
         return wp.sin(a * 110.0 + 9.0 * out) > 1.7 * out - 0.9 + 0.55 * (1.0 - up)
     if kind == 8:
+        if m[3] > 0.006:  # noise lies within -1 .. 1: most places need none
+            return True
         return m[3] + 0.004 * strand_noise(p, look, 60.0) > 0.001
     if kind == 9:
+        if m[3] < -0.014:
+            return False
         n = 0.6 * strand_noise(p, look, 85.0) + 0.5 * strand_noise(p, look, 38.0)
         edge = m[3] + 0.010 * strand_noise(p, look, 45.0)
         return n * 0.5 + 0.5 > 0.22 + 0.45 * m[1] and edge > -0.003 + 0.004 * m[1]
@@ -126,6 +131,12 @@ def shadow(x: wp.vec3, n: wp.vec3, key: wp.vec3, lift: float, s: Surface, look: 
 
 
 @wp.func
+def covered(k: int, p: wp.vec3, m: wp.vec4, look: Look):
+    """Is this skin that pokes through the shirt and wears its colour?"""
+    return k == 0 and m[2] > 0.010 and neck_cover(p, look) > 0.010 and p[2] < 0.775
+
+
+@wp.func
 def colour_at(hit: wp.vec4, o: wp.vec3, d: wp.vec3, jitter: wp.vec3, s: Surface, look: Look):
     """Linear colour of a hit: key light with a shadow ray, fill, two rim lights, sky; `jitter` moves the key on its lamp."""
     f = int(hit[1])
@@ -137,8 +148,8 @@ def colour_at(hit: wp.vec4, o: wp.vec3, d: wp.vec3, jitter: wp.vec3, s: Surface,
     v = -d
     if wp.dot(n, v) < 0.0 and (k == 6 or k == 8 or k == 9):
         n = wp.normalize(n - v * (1.02 * wp.dot(n, v)))  # rounded rims of thin sheets
-    if k == 0 and m[2] > 0.010 and neck_cover(p, look) > 0.010 and p[2] < 0.775:
-        k = 6  # skin that pokes through the shirt wears its colour
+    if covered(k, p, m, look):
+        k = 6
     x = o + d * hit[0]
     key = wp.normalize(wp.vec3(-0.55, -0.80, 0.85) + jitter)
     if k == 8 or k == 9:
@@ -160,31 +171,58 @@ def colour_at(hit: wp.vec4, o: wp.vec3, d: wp.vec3, jitter: wp.vec3, s: Surface,
     return c + wp.cw_mul(wp.cw_mul(r.albedo, sky), occluded) * 0.60
 
 
+@wp.func
+def first(s: Surface, look: Look, o: wp.vec3, d: wp.vec3, layers: int):
+    """First matter (layers 1), strand of hair (2) or either (3) along a ray: (distance or -1, triangle, u, v)."""
+    hit = wp.vec4(-1.0, 0.0, 0.0, 0.0)
+    far = float(100.0)
+    if layers != 2:
+        hit = cast(s.solid, 0, s, look, o, d, far)
+        if hit[0] >= 0.0:
+            far = hit[0]
+    if layers >= 2 and s.first_shell < s.kind.shape[0]:
+        strand = cast(s.shells, s.first_shell, s, look, o, d, far)
+        if strand[0] >= 0.0:
+            hit = strand
+    return hit
+
+
+@wp.func
+def part_at(hit: wp.vec4, s: Surface, look: Look):
+    """Label of a hit; skin that pokes through the shirt counts as cloth, as it is painted so."""
+    f = int(hit[1])
+    if covered(s.kind[f], corner3(s.canon, s.tri[f], hit[2], hit[3]), corner4(s.mask, s.tri[f], hit[2], hit[3]), look):
+        return 5  # aa.clips.LABELS: clothes
+    return s.part[f]
+
+
 @wp.kernel
 def shade(
-    s: Surface, look: Look, cam: wp.vec3, axes: wp.mat33, f: wp.vec2, c: wp.vec2, box: wp.vec4i, samples: int, soft: float,
-    backdrop: wp.array2d(dtype=wp.vec3), rgb: wp.array2d(dtype=wp.vec3), alpha: wp.array2d(dtype=float),
+    start: int, s: Surface, look: Look, cam: wp.vec3, axes: wp.mat33, f: wp.vec2, c: wp.vec2, tiles: wp.array(dtype=wp.vec2i),
+    columns: int, samples: int, soft: float, rgb: wp.array2d(dtype=wp.vec3), alpha: wp.array2d(dtype=float),
+    part: wp.array2d(dtype=wp.uint8), depth: wp.array2d(dtype=float),
 ):  # fmt: skip
-    """One thread a pixel of the box (x0, y0, x1, y1): samples x samples rays, display colour in [0, 1] and coverage."""
-    i, j = wp.tid()
-    y = i + box[1]
-    x = j + box[0]
+    """One thread a pixel of the tiles (number, layers) from `start` on: samples x samples rays. rgb holds the backdrop, then the
+    display colour in [0, 1]; alpha the coverage; part and depth belong to the ray nearest the pixel's centre that hits."""
+    i = wp.tid()
+    tile = tiles[start + i / 64]  # 8 x 8 pixels
+    y = (tile[0] / columns) * 8 + (i % 64) / 8
+    x = (tile[0] % columns) * 8 + i % 8
+    if y >= rgb.shape[0] or x >= rgb.shape[1]:
+        return
     total = wp.vec3(0.0, 0.0, 0.0)
     cover = float(0.0)
-    back = backdrop[y, x]
+    nearest = float(10.0)
+    label = int(0)
+    away = float(0.0)
+    back = rgb[y, x]
     for a in range(samples):
         for b in range(samples):
-            px = float(x) + (float(b) + 0.5) / float(samples)
-            py = float(y) + (float(a) + 0.5) / float(samples)
-            d = wp.normalize(axes * wp.vec3((px - c[0]) / f[0], (py - c[1]) / f[1], 1.0))
-            hit = cast(s.solid, 0, s, look, cam, d, 100.0)
-            far = float(100.0)
-            if hit[0] >= 0.0:
-                far = hit[0]
-            if s.first_shell < s.kind.shape[0]:
-                strand = cast(s.shells, s.first_shell, s, look, cam, d, far)
-                if strand[0] >= 0.0:
-                    hit = strand
+            sx = (float(b) + 0.5) / float(samples)
+            sy = (float(a) + 0.5) / float(samples)
+            ray = wp.vec3((float(x) + sx - c[0]) / f[0], (float(y) + sy - c[1]) / f[1], 1.0)
+            d = wp.normalize(axes * ray)
+            hit = first(s, look, cam, d, tile[1])
             if hit[0] >= 0.0:
                 spin = 0.06711056 * float(x) + 0.00583715 * float(y)  # interleaved gradient noise (Jimenez 2014)
                 spin = 52.9829189 * (spin - wp.floor(spin))
@@ -196,23 +234,28 @@ def shade(
                 e = colour_at(hit, cam, d, lamp, s, look)
                 total = total + wp.vec3(tone(e[0]), tone(e[1]), tone(e[2]))
                 cover = cover + 1.0
+                off = (sx - 0.5) * (sx - 0.5) + (sy - 0.5) * (sy - 0.5)
+                if off < nearest - 1.0e-6:
+                    nearest = off
+                    label = part_at(hit, s, look)
+                    away = hit[0] / wp.length(ray)
             else:
                 total = total + back
     n = float(samples * samples)
     rgb[y, x] = total / n
     alpha[y, x] = cover / n
+    if cover >= 0.5 * n:
+        part[y, x] = wp.uint8(label)
+        depth[y, x] = away
 
 
 @wp.kernel
 def occlusion(
-    mesh: wp.uint64,
-    verts: wp.array(dtype=wp.vec3),
-    normals: wp.array(dtype=wp.vec3),
-    rays: wp.array(dtype=wp.vec3),
+    start: int, mesh: wp.uint64, verts: wp.array(dtype=wp.vec3), normals: wp.array(dtype=wp.vec3), rays: wp.array(dtype=wp.vec3),
     out: wp.array(dtype=float),
-):
+):  # fmt: skip
     """Share of short rays (20 cm, cosine-weighted) that leave a vertex freely; near blockers count more."""
-    i = wp.tid()
+    i = start + wp.tid()
     n = normals[i]
     open_ = float(0.0)
     for k in range(rays.shape[0]):
@@ -226,19 +269,35 @@ def occlusion(
 
 
 @wp.kernel
-def first_hit(s: Surface, look: Look, cam: wp.vec3, targets: wp.array(dtype=wp.vec3), out: wp.array(dtype=float)):
-    """Distance from the camera to the first matter towards each target, -1 if there is none."""
-    i = wp.tid()
-    d = wp.normalize(targets[i] - cam)
-    hit = cast(s.solid, 0, s, look, cam, d, 100.0)
-    far = float(100.0)
-    if hit[0] >= 0.0:
-        far = hit[0]
-    if s.first_shell < s.kind.shape[0]:
-        strand = cast(s.shells, s.first_shell, s, look, cam, d, far)
-        if strand[0] >= 0.0:
-            hit = strand
-    out[i] = hit[0]
+def first_hit(
+    start: int, s: Surface, look: Look, cam: wp.vec3, rays: wp.array(dtype=wp.vec3), out: wp.array(dtype=wp.vec4)
+):  # fmt: skip
+    """First matter from the camera along unit directions: (distance or -1, triangle, u, v)."""
+    i = start + wp.tid()
+    out[i] = first(s, look, cam, rays[i], 3)
+
+
+@wp.kernel
+def see(
+    start: int, s: Surface, look: Look, R: wp.mat33, t: wp.vec3, f: wp.vec2, c: wp.vec2, size: wp.vec2,
+    corner: wp.array(dtype=wp.vec3i), bary: wp.array(dtype=wp.vec3), cover: wp.array(dtype=float),
+    pixel: wp.array(dtype=wp.vec2), seen: wp.array(dtype=int),
+):  # fmt: skip
+    """Where particles on triangles are in the picture of a size in px, and whether the ray towards each meets it, or what covers
+    it, first; outside the picture nothing is seen."""
+    i = start + wp.tid()
+    k = corner[i]
+    p = s.verts[k[0]] * bary[i][0] + s.verts[k[1]] * bary[i][1] + s.verts[k[2]] * bary[i][2]
+    q = R * p + t
+    x = wp.vec2(q[0] / q[2] * f[0] + c[0], q[1] / q[2] * f[1] + c[1])
+    pixel[i] = x
+    seen[i] = 0
+    if q[2] > 0.0 and x[0] >= 0.0 and x[1] >= 0.0 and x[0] < size[0] and x[1] < size[1]:
+        cam = wp.transpose(R) * (-t)
+        away = wp.length(p - cam)
+        hit = first(s, look, cam, (p - cam) / away, 3)
+        if hit[0] >= 0.0 and wp.abs(hit[0] - away) < 0.004 + 2.0 * cover[i]:
+            seen[i] = 1
 
 
 @wp.kernel
@@ -255,15 +314,11 @@ def inward(
 
 @wp.kernel
 def dressed(
-    s: Surface,
-    look: Look,
-    points: wp.array(dtype=wp.vec3),
-    normals: wp.array(dtype=wp.vec3),
-    reach: float,
+    start: int, s: Surface, look: Look, points: wp.array(dtype=wp.vec3), normals: wp.array(dtype=wp.vec3), reach: float,
     out: wp.array(dtype=float),
-):
+):  # fmt: skip
     """How far above each skin point its clothes or hair lie, in metres; 0 where it is bare."""
-    i = wp.tid()
+    i = start + wp.tid()
     o = points[i] + normals[i] * reach
     d = -normals[i]
     hit = cast(s.solid, 0, s, look, o, d, reach)

@@ -1,19 +1,26 @@
 """The studio's stage: cameras, a dressed person on a device, and photographs of it by ray casting."""
 
 import math
+import os
+from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
+from typing import NamedTuple
 
 import numpy as np
 import torch
 import warp as wp
 
-from aa.body import HELPERS, REGIONS, Body, vertex_normals
-from aa.identities import PATTERNS, Identity
-from aa.materials import Look
-from aa.shader import Surface, occlusion, shade
-from aa.wardrobe import NECKLINES, Figure, dress
+from aa.backdrops import backdrop_of, make_backdrop
+from aa.body import HELPERS, REGIONS, Body
+from aa.clips import LABELS
+from aa.gaussians import FACE_REGIONS, HAND_REGIONS
+from aa.identities import Identity
+from aa.look import look_of
+from aa.shader import Surface, first_hit, occlusion, shade
+from aa.skinning import TILE, Skin, cover_kernel
+from aa.wardrobe import KINDS, Figure, dress
 
 wp.config.log_level = wp.LOG_WARNING  # no greeting
-BACKDROP = ((0.80, 0.81, 0.82), (0.62, 0.64, 0.67))  # display colour at the centre and in the corners
 
 
 LIPS = (520, 540)  # inner lips, upper and lower, at the centre
@@ -47,43 +54,25 @@ def camera(kind: str = "portrait", width: int = 512, height: int = 512, azimuth:
     return K, view
 
 
-def linear(colour) -> wp.vec3:
-    """sRGB in [0, 1] to linear RGB."""
-    return wp.vec3(*[c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in colour])
+class Shot(NamedTuple):
+    """A photograph: what each pixel shows."""
 
-
-def look_of(identity: Identity) -> Look:
-    """The shader's numbers for an identity."""
-    pole = {"side": (0.35, -0.75, 0.55), "swept": (0.0, -0.9, 0.45), "bun": (0.0, 0.62, 0.78)}.get(
-        identity.hair_style, (0.0, 0.35, 0.94)
-    )
-    if identity.hair_style in ("bob", "long"):
-        pole = (0.12, -0.30, 0.94)
-    pole = torch.nn.functional.normalize(torch.tensor(pole), dim=0)
-    u = torch.nn.functional.normalize(torch.linalg.cross(pole, torch.tensor([1.0, 0.0, 0.0])), dim=0)
-    look = Look()
-    for name in ("skin", "lips", "iris", "brow", "hair", "shirt", "shirt2", "trousers"):
-        setattr(look, name, linear(getattr(identity, name)))
-    look.tips = linear([min(1.0, c * 1.55 + 0.02) for c in identity.hair])
-    look.shoe = linear(identity.shoes)
-    look.pole, look.pole_u = wp.vec3(*pole.tolist()), wp.vec3(*u.tolist())
-    look.pole_v = wp.vec3(*torch.linalg.cross(pole, u).tolist())
-    look.parallels = 0
-    look.curl, look.beard, look.freckles, look.age = identity.curl, identity.beard, identity.freckles, identity.age
-    look.brow_width = 0.0048 if identity.sex == "male" else 0.0036
-    look.pattern = PATTERNS.index(identity.pattern)
-    look.placket = int(identity.neckline == "collar")
-    look.neck = wp.vec3(*NECKLINES[identity.neckline])
-    look.trim = 0.6 if identity.neckline == "crew" and identity.seed % 2 else 0.0
-    look.seed = identity.seed
-    return look
+    rgb: np.ndarray  # (H, W, 3) float32 display colour in [0, 1]
+    alpha: np.ndarray  # (H, W) float32 coverage in [0, 1]
+    part: np.ndarray  # (H, W) uint8 index into aa.clips.LABELS, 0 where alpha < 0.5
+    depth: np.ndarray  # (H, W) float32 m along the camera's axis, 0 where alpha < 0.5
 
 
 class Stage:
-    """A dressed person on a device, ready to be posed and photographed."""
+    """A dressed person on a device, ready to be posed and photographed; making one takes seconds, so use it for many films.
 
-    def __init__(self, body: Body, identity: Identity, device: str = "cpu"):
+    `threads`: how many share the rays of a picture on the CPU (None: all cores); the picture does not depend on it.
+    """
+
+    def __init__(self, body: Body, identity: Identity, device: str = "cpu", threads: int | None = None):
         self.device = str(device)
+        self.threads = cores() if threads is None else max(1, int(threads))
+        self.pool, self.behind = None, None
         self.figure: Figure = dress(body, identity)
         self.body = self.figure.body.to(device)
         self.drawn = ~torch.isin(body.face_region, torch.tensor([REGIONS.index(n) for n in HELPERS], device=body.device))
@@ -93,88 +82,149 @@ class Stage:
         self.surface = Surface()
         faces = self.figure.body.faces.int().numpy()
         n = self.figure.first_shell
-        rest = self.figure.body.v_template
-        array = lambda x, kind: wp.array(np.ascontiguousarray(x), dtype=kind, device=self.device)  # noqa: E731
-        self.points = array(rest.numpy(), wp.vec3)
+        self.skin = Skin(self.figure.body, faces, self.device, self.launch)
+        array = self.skin.array
+        self.points = array(self.figure.body.v_template.numpy(), wp.vec3)
         self.solid = wp.Mesh(self.points, array(faces[:n].ravel(), int))
         self.shells = wp.Mesh(self.points, array(faces[n:].ravel() if n < len(faces) else faces[:1].ravel(), int))
         s = self.surface
         s.solid, s.shells, s.first_shell = self.solid.id, self.shells.id, n
         s.verts, s.canon = self.points, array(self.figure.canon.numpy(), wp.vec3)
         s.tri, s.kind = array(faces, wp.vec3i), array(self.figure.kind.int().numpy(), int)
-        s.normals = array(vertex_normals(rest, self.figure.body.faces).numpy(), wp.vec3)
+        s.part = array(part_of_triangles(self.figure, body), int)
+        s.normals = array(np.zeros((self.skin.count, 3)), wp.vec3)
         s.mask = array(self.bake().numpy(), wp.vec4)
+
+    def launch(self, kernel, count: int, inputs: list):
+        """Run a kernel of `count` threads."""
+        wp.launch(kernel, count, inputs, device=self.device)
+
+    def share(self, kernel, count: int, inputs: list, width: int = 1):
+        """Run a kernel whose first input is the first of its `count` items, `width` threads each, shared among CPU threads."""
+        pieces = 1 if self.threads == 1 or self.device != "cpu" else min(4 * self.threads, max(1, count * width // 2000))
+        edges = [count * k // pieces for k in range(pieces + 1)]
+        run = lambda a, b: wp.launch(kernel, (b - a) * width, [a, *inputs], device=self.device)  # noqa: E731
+        if pieces == 1:
+            return run(0, count)
+        if self.pool is None:
+            self.pool = ThreadPoolExecutor(self.threads)
+        for done in [self.pool.submit(run, a, b) for a, b in pairwise(edges)]:
+            done.result()
 
     def bake(self) -> torch.Tensor:
         """The figure's mask (M, 4) with ambient occlusion; lids count as open when they are so in a blink."""
         g = torch.Generator().manual_seed(0)
         rays = torch.nn.functional.normalize(torch.randn(28, 3, generator=g), dim=-1)
-        actions = torch.zeros(2, len(self.body.action_names), device=self.device)
+        actions = torch.zeros(2, len(self.body.action_names))
         actions[1, [self.body.action("eyeBlinkLeft"), self.body.action("eyeBlinkRight")]] = 1.0
         values = []
         for a in actions:
             self.pose(None, a, None)
             out = wp.zeros(len(self.figure.canon), dtype=float, device=self.device)
-            inputs = [
-                self.solid.id,
-                self.points,
-                self.surface.normals,
-                wp.array(rays.numpy(), dtype=wp.vec3, device=self.device),
-                out,
-            ]
-            wp.launch(occlusion, len(self.figure.canon), inputs, device=self.device)
+            inputs = [self.solid.id, self.points, self.surface.normals, self.skin.array(rays.numpy(), wp.vec3), out]
+            self.share(occlusion, len(self.figure.canon), inputs)
             values.append(torch.from_numpy(out.numpy()))
         mask = self.figure.mask.clone()
         mask[:, 0] = torch.maximum(*values)
         return mask
 
-    def pose(self, rotvecs, actions, translation):
-        """Move the figure; returns its vertices (M, 3)."""
-        vertices, _ = self.body.pose(None, rotvecs, actions, translation)
-        self.set_vertices(vertices)
+    def pose(self, rotvecs, actions, translation) -> torch.Tensor:
+        """Move the figure; returns its vertices (M, 3). rotvecs (J, 3), actions (A,), translation (3,) as `Body.pose`, or None."""
+        world = self.skin.pose(rotvecs, actions, translation, self.points)
+        vertices = torch.from_numpy(self.points.numpy().copy()).to(self.body.device)
         gap = float((vertices[LIPS[0]] - vertices[LIPS[1]]).norm()) - self.lip_gap
         self.surface.gape = min(max(gap / 0.006, 0.0), 1.0)
-        rotations = torch.eye(3)
-        if rotvecs is not None:
-            rotations = self.body.joint_transforms(None, rotvecs)[0][self.head]
-        self.surface.head = wp.mat33(*rotations.flatten().tolist())
+        self.surface.head = wp.mat33(*world[self.head].flatten().tolist())
+        self.refit()
         return vertices
 
     def set_vertices(self, vertices: torch.Tensor):
-        """Upload vertices (M, 3) and refit the ray-casting trees."""
-        normals = vertex_normals(vertices, self.body.faces)
-        for target, value in ((self.points, vertices), (self.surface.normals, normals)):
-            target.assign(value.detach().cpu().contiguous().numpy())
+        """Put the vertices (M, 3) anywhere."""
+        self.points.assign(vertices.detach().cpu().contiguous().numpy())
+        self.refit()
+
+    def refit(self):
+        """Normals and ray-casting trees of the current vertices."""
+        self.skin.normals(self.points, self.surface.tri, self.surface.normals)
         self.solid.refit()
         self.shells.refit()
 
-    def shoot(self, K, viewmat, width: int, height: int, samples: int = 1, soft: float = 0.16, backdrop=None):
-        """Photograph the current pose: picture (H, W, 3) float in [0, 1] and coverage (H, W) in [0, 1]."""
-        K, view = (torch.as_tensor(x).double().cpu() for x in (K, viewmat))
+    def tiles(self, K, R, t, width: int, height: int) -> tuple[np.ndarray, int]:
+        """Tiles of the picture that the person may cover, (n, 2): number of the tile and 1 | 2 for matter and hair; columns."""
+        columns, rows = -(-width // TILE), -(-height // TILE)
+        marks = wp.zeros((2, rows * columns), dtype=int, device=self.device)
+        f, c = wp.vec2(float(K[0, 0]), float(K[1, 1])), wp.vec2(float(K[0, 2]), float(K[1, 2]))
+        place = [wp.mat33(*R.flatten().tolist()), wp.vec3(*t.tolist()), f, c]
+        s = self.surface
+        self.launch(cover_kernel, len(s.tri), [self.points, s.tri, s.first_shell, *place, columns, rows, marks])
+        solid, hair = marks.numpy()
+        which = np.flatnonzero(solid | hair)
+        return np.stack([which, solid[which] + 2 * hair[which]], 1), columns
+
+    def expose(self, K, viewmat, width: int, height: int, samples: int = 1, soft: float = 0.16, backdrop=None) -> Shot:
+        """Photograph the current pose: samples^2 rays a pixel; backdrop (H, W, 3) in [0, 1], None: the person's own."""
+        K, view = (torch.as_tensor(x).double().cpu().numpy() for x in (K, viewmat))
         R, t = view[:3, :3], view[:3, 3]
-        back = default_backdrop(width, height) if backdrop is None else backdrop
-        rgb = np.array(back, dtype=np.float32)
-        alpha = np.zeros((height, width), np.float32)
-        points = torch.from_numpy(self.points.numpy()).double() @ R.T + t
-        uv = (points @ K.T)[:, :2] / points[:, 2:].clamp_min(1e-3)
-        x0, y0 = (uv.amin(0) - 1).floor().clamp_min(0).int().tolist()
-        x1, y1 = torch.minimum(uv.amax(0).ceil() + 1, torch.tensor([width, height])).int().tolist()
-        if x1 <= x0 or y1 <= y0:
-            return rgb, alpha
+        back = self.backdrop(width, height) if backdrop is None else backdrop
         array = lambda x, kind: wp.array(x, dtype=kind, device=self.device)  # noqa: E731
-        rgb_wp, alpha_wp = array(rgb, wp.vec3), array(alpha, float)
-        cam = (-R.T @ t).tolist()
-        inputs = [
-            self.surface, self.look, wp.vec3(*cam), wp.mat33(*R.T.flatten().tolist()), wp.vec2(float(K[0, 0]), float(K[1, 1])),
-            wp.vec2(float(K[0, 2]), float(K[1, 2])), wp.vec4i(x0, y0, x1, y1), samples, soft, array(rgb, wp.vec3), rgb_wp, alpha_wp,
-        ]  # fmt: skip
-        wp.launch(shade, (y1 - y0, x1 - x0), inputs, device=self.device)
-        return rgb_wp.numpy(), alpha_wp.numpy()
+        rgb = array(np.array(back, dtype=np.float32), wp.vec3)
+        alpha, depth = (wp.zeros((height, width), dtype=float, device=self.device) for _ in range(2))
+        part = wp.zeros((height, width), dtype=wp.uint8, device=self.device)
+        tiles, columns = self.tiles(K, R, t, width, height)
+        if len(tiles):
+            inputs = [
+                self.surface, self.look, wp.vec3(*(-R.T @ t).tolist()), wp.mat33(*R.T.flatten().tolist()),
+                wp.vec2(float(K[0, 0]), float(K[1, 1])), wp.vec2(float(K[0, 2]), float(K[1, 2])), self.skin.array(tiles, wp.vec2i),
+                columns, samples, soft, rgb, alpha, part, depth,
+            ]  # fmt: skip
+            self.share(shade, len(tiles), inputs, TILE * TILE)
+        return Shot(rgb.numpy(), alpha.numpy(), part.numpy(), depth.numpy())
+
+    def shoot(self, K, viewmat, width: int, height: int, samples: int = 1, soft: float = 0.16, backdrop=None):
+        """Photograph the current pose: picture (H, W, 3) float in [0, 1] and coverage (H, W) in [0, 1]; see `expose`."""
+        return self.expose(K, viewmat, width, height, samples, soft, backdrop)[:2]
+
+    def backdrop(self, width: int, height: int) -> np.ndarray:
+        """What is behind the person, (H, W, 3) float32 display colour."""
+        if self.behind is None or self.behind.shape != (height, width, 3):
+            self.behind = backdrop_of(self.figure.identity, width, height)
+        return self.behind
+
+    def probe(self, K, viewmat, pixels) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """What rays through pixels (n, 2) meet: distance (n,) m or -1, triangle (n,) of `figure.body.faces`, weights (n, 3)."""
+        K, view = (np.asarray(x, np.float64) for x in (K, viewmat))
+        ray = np.concatenate([(np.asarray(pixels) - K[:2, 2]) / K[[0, 1], [0, 1]], np.ones((len(pixels), 1))], 1)
+        ray = ray / np.linalg.norm(ray, axis=1, keepdims=True) @ view[:3, :3]
+        out = wp.zeros(len(ray), dtype=wp.vec4, device=self.device)
+        cam = wp.vec3(*(-view[:3, :3].T @ view[:3, 3]).tolist())
+        self.share(first_hit, len(ray), [self.surface, self.look, cam, self.skin.array(ray, wp.vec3), out])
+        hit = out.numpy()
+        u, v = hit[:, 2], hit[:, 3]
+        return hit[:, 0], hit[:, 1].astype(int), np.stack([u, v, 1 - u - v], 1)
+
+
+def cores() -> int:
+    """Processor cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def part_of_triangles(figure: Figure, body: Body) -> np.ndarray:
+    """(F,) index into aa.clips.LABELS of a figure's triangles: what they are made of, and for skin where on the body they are."""
+    label = {name: LABELS.index("clothes") for name in KINDS}
+    label |= dict.fromkeys(("eye", "mouth", "tongue", "teeth", "lash"), LABELS.index("face"))
+    label |= dict.fromkeys(("hair", "shell"), LABELS.index("hair")) | {"nail": LABELS.index("hand")}
+    part = torch.tensor([label[name] for name in KINDS])[figure.kind]
+    where = {**dict.fromkeys(FACE_REGIONS, LABELS.index("face")), **dict.fromkeys(HAND_REGIONS, LABELS.index("hand"))}
+    region = torch.tensor([where.get(name, LABELS.index("body")) for name in REGIONS])[body.face_region.cpu()]
+    key = lambda faces: (faces[:, 0] * figure.n_body + faces[:, 1]) * figure.n_body + faces[:, 2]  # noqa: E731
+    known, order = key(body.faces.cpu()).sort()
+    skin = ((figure.kind == KINDS.index("skin")) & (figure.body.faces < figure.n_body).all(1)).nonzero()[:, 0]
+    wanted = key(figure.body.faces[skin])
+    at = torch.searchsorted(known, wanted).clamp(max=len(known) - 1)
+    part[skin] = torch.where(known[at] == wanted, region[order[at]], LABELS.index("body"))
+    return part.numpy()
 
 
 def default_backdrop(width: int, height: int) -> np.ndarray:
     """Soft grey gradient (H, W, 3), display colour."""
-    y, x = np.mgrid[:height, :width]
-    r = np.hypot(x / width - 0.5, (y / height - 0.42) * 0.9) / 0.75
-    t = np.clip(r, 0, 1)[..., None] ** 2
-    return (np.array(BACKDROP[0]) * (1 - t) + np.array(BACKDROP[1]) * t).astype(np.float32)
+    return make_backdrop("grey", width, height)

@@ -1,7 +1,8 @@
-"""The studio (3.3): a ray-cast stand-in for the video diffusion models, with exact masks and tracks.
+"""The studio (3.3): a ray-cast stand-in for the video diffusion models, with exact masks, part maps, depth and tracks.
 
 Everybody shown is generated. The hybrid strategy of the paper: `studio-hq` is a clean picture whose motion is not synchronised
-to the sound at hand, `studio-sync` is synchronised and carries the artefacts of audio-driven video models.
+to the sound at hand, `studio-sync` is synchronised and carries the artefacts of audio-driven video models. `aa.footage` makes
+whole sets of both.
 """
 
 import math
@@ -15,10 +16,10 @@ from aa.body import Body, load_body, vertex_normals
 from aa.clips import Clip
 from aa.gestures import posture
 from aa.identities import Identity, sample_identity
-from aa.shader import dressed, first_hit
+from aa.shader import dressed, see
 from aa.stage import Stage, camera
 
-__all__ = ["Artefacts", "Identity", "Tracker", "camera", "degrade", "film", "portrait", "sample_identity"]
+__all__ = ["SYNC", "Artefacts", "Drift", "Identity", "Tracker", "camera", "degrade", "film", "portrait", "sample_identity"]
 
 
 @dataclass(frozen=True)
@@ -29,68 +30,131 @@ class Artefacts:
     noise: float = 0.012  # standard deviation of grain that flickers in 4-px blotches
     flicker: float = 0.020  # standard deviation of the brightness, correlated over about 4 frames
     drift: float = 0.035  # slow colour drift at the end of a 10 s clip, of full scale
+    identity: float = 0.0  # mm by which the face's shape comes to differ (root mean square); skin, hair and eyes change along
+
+
+SYNC = Artefacts(identity=1.5)  # as in training sets: the face drifts as well, and its tracks with it
 
 
 def degrade(frames: np.ndarray, artefacts: Artefacts, seed: int) -> np.ndarray:
     """Blur, blotchy noise, flicker and colour drift on frames (T, H, W, 3) float in [0, 1]; the geometry stays exact."""
-    from scipy.ndimage import gaussian_filter
+    worse = Degradation(artefacts, seed)
+    return np.stack([worse(frame) for frame in frames])
 
-    rng = np.random.default_rng(seed)
-    T, H, W, _ = frames.shape
-    flicker, level = np.empty(T), 0.0
-    tint = rng.normal(size=3)
-    tint *= artefacts.drift / max(np.abs(tint).max(), 1e-6)
-    out = np.empty_like(frames)
-    for t in range(T):
-        level = 0.75 * level + 0.66 * rng.normal()
-        flicker[t] = 1 + artefacts.flicker * level
-        sigma = artefacts.blur * H / 512 * (1 + 0.25 * math.sin(0.7 * t))
-        picture = gaussian_filter(frames[t], (sigma, sigma, 0))
-        grain = rng.normal(size=(-(-H // 4), -(-W // 4), 3)).repeat(4, 0).repeat(4, 1)[:H, :W]
-        grain = 0.6 * gaussian_filter(grain, (1.5, 1.5, 0)) * 4 + 0.4 * rng.normal(size=(H, W, 1))
-        out[t] = picture * flicker[t] * (1 + tint * t / 250) + artefacts.noise * grain
-    return out.clip(0, 1)
+
+class Degradation:
+    """`degrade` frame by frame: call it on frames (H, W, 3) float in [0, 1] in their order."""
+
+    def __init__(self, artefacts: Artefacts, seed: int):
+        self.artefacts, self.rng, self.t, self.level = artefacts, np.random.default_rng(seed), 0, 0.0
+        tint = self.rng.normal(size=3)
+        self.tint = tint * artefacts.drift / max(np.abs(tint).max(), 1e-6)
+
+    def __call__(self, frame: np.ndarray) -> np.ndarray:
+        """(H, W, 3) float32 in [0, 1]."""
+        import cv2
+
+        a, rng, (H, W, _) = self.artefacts, self.rng, frame.shape
+        self.level = 0.75 * self.level + 0.66 * rng.normal()
+        sigma = a.blur * H / 512 * (1 + 0.25 * math.sin(0.7 * self.t))
+        picture = frame.astype(np.float32)
+        if sigma > 0:
+            picture = cv2.GaussianBlur(picture, (2 * math.ceil(4 * sigma) + 1,) * 2, sigma, borderType=cv2.BORDER_REFLECT)
+        grain = rng.standard_normal((-(-H // 4), -(-W // 4), 3), np.float32).repeat(4, 0).repeat(4, 1)[:H, :W]
+        grain = 2.4 * cv2.GaussianBlur(grain, (13, 13), 1.5, borderType=cv2.BORDER_REFLECT)
+        grain += 0.4 * rng.standard_normal((H, W, 1), np.float32)
+        gain = (1 + a.flicker * self.level) * (1 + self.tint * self.t / 250)
+        self.t += 1
+        return (picture * gain.astype(np.float32) + np.float32(a.noise) * grain).clip(0, 1)
+
+
+class Drift:
+    """Slow change of identity: the head's shape and the paint leave the first frame's within about 2.5 s, as generated faces do."""
+
+    SECONDS = 2.5
+
+    def __init__(self, body: Body, stage: Stage, millimetres: float, seed: int):
+        from scipy.spatial import cKDTree
+
+        self.stage = stage
+        rng = np.random.default_rng([seed, 7])
+        betas = torch.from_numpy(rng.normal(size=len(body.shape_dirs))).float()
+        body = body.to("cpu")
+        face = body.region_vertices("face", "lips", "eyelid")
+        move, joints = (torch.einsum("s,svc->vc", betas, d) for d in (body.shape_dirs, body.joint_dirs))
+        mean = move[face].mean(0)  # where the head stands is not who it is
+        head = lambda z: ((z - 0.74) / 0.06).clamp(0, 1)[:, None]  # noqa: E731  0 at the collar, 1 from the chin up
+        move, joints = head(body.v_template[:, 2]) * (move - mean), head(body.joint_template[:, 2]) * (joints - mean)
+        scale = 1e-3 * millimetres / float(move[face].square().sum(1).mean().sqrt())
+        canon = stage.figure.canon.numpy()  # hair and collar move with the skin below them
+        distance, near = cKDTree(body.v_template.numpy()).query(canon, k=4)
+        weight = 1 / (distance + 1e-4)
+        weight /= weight.sum(1, keepdims=True)
+        self.move = scale * (weight[..., None] * move.numpy()[near]).sum(1)
+        self.joints = scale * joints.numpy()
+        self.rest = stage.figure.body.v_template.numpy(), stage.figure.body.joint_template.double().numpy()
+        names = ("skin", "lips", "hair", "tips", "iris", "brow")
+        self.paint = {n: getattr(stage.look, n) for n in names}
+        self.tint = {n: 1 + 0.06 * millimetres * rng.normal(size=3).clip(-1.5, 1.5) for n in names}
+
+    def __call__(self, t: int) -> None:
+        """Give the stage the shape and paint of frame t (25 fps)."""
+        share = 1 - math.exp(-t / (25 * self.SECONDS))
+        self.set(share)
+
+    def set(self, share: float) -> None:
+        """0: the person; 1: as far as the drift goes."""
+        self.stage.skin.set_rest(self.rest[0] + share * self.move, self.rest[1] + share * self.joints)
+        for name, colour in self.paint.items():
+            there = [min(1.0, c * (1 + share * (f - 1))) for c, f in zip(colour, self.tint[name])]
+            setattr(self.stage.look, name, wp.vec3(*there))
 
 
 def film(
-    body: Body, identity: Identity, performance, layout_points=None, K=None, viewmat=None, width: int = 512, height: int = 512,
-    supersample: int = 1, artefacts: Artefacts | None = None, seed: int = 0, particles=None, speech=None,
+    body: Body, identity: Identity | Stage, performance, layout_points=None, K=None, viewmat=None, width: int = 512,
+    height: int = 512, supersample: int = 1, artefacts: Artefacts | None = None, seed: int = 0, particles=None, speech=None,
+    framing: str = "upper", azimuth: float = 0.0, seeds: dict | None = None,
 ) -> Clip:  # fmt: skip
-    """Film a performance: frames, mask and exact tracks.
+    """Film a performance: frames, mask, part map, depth and exact tracks.
 
-    Args: performance with actions (T, A), rotvecs (T, J, 3), translation (T, 3); layout_points the particle layout to track
-        (tri (N,), bary (N, 3)) or None; particles (P,) rows of it to keep, all by default; K (3, 3), viewmat (4, 4), by default
-        the half-length camera; supersample n: n x n rays a pixel; artefacts: None for studio-hq, else studio-sync; seed of the
-        artefacts; speech: audio and phonemes to attach. The body's device does the work.
-    Returns: `Clip`. A particle is visible when the ray towards it first meets itself, or the cloth or hair over it.
+    Args: identity, or the `Stage` of a person to use again (making one takes seconds); performance with actions (T, A), rotvecs
+        (T, J, 3), translation (T, 3); layout_points the particle layout to track (tri (N,), bary (N, 3)) or None; particles (P,)
+        rows of it to keep, all by default; K (3, 3), viewmat (4, 4), by default `camera(framing, width, height, azimuth)`;
+        supersample n: n x n rays a pixel; artefacts: None for studio-hq, else studio-sync; seed of the artefacts; speech: audio,
+        phonemes and words to attach; seeds: facts to keep with the clip. The body's device does the work.
+    Returns: `Clip`. A particle is visible when it is inside the picture and the ray towards it first meets itself, or the cloth
+        or hair over it.
     """
-    stage = Stage(body, identity, body.device)
+    stage = identity if isinstance(identity, Stage) else Stage(body, identity, body.device)
     if K is None or viewmat is None:
-        K, viewmat = camera("upper", width, height, person=stage.body)
-    tracker = None if layout_points is None else Tracker(body, stage, layout_points, particles, K, viewmat)
-    frames, masks, tracks = [], [], []
+        K, viewmat = camera(framing, width, height, azimuth, person=stage.body)
+    tracker = None if layout_points is None else Tracker(body, stage, layout_points, particles, K, viewmat, width, height)
+    drift = Drift(body, stage, artefacts.identity, seed) if artefacts is not None and artefacts.identity else None
+    worse = None if artefacts is None else Degradation(artefacts, seed)
+    shots, tracks = [], []
     for t in range(len(performance.actions)):
-        motion = (x[t].to(body.device) for x in (performance.rotvecs, performance.actions, performance.translation))
-        vertices = stage.pose(*motion)
-        rgb, alpha = stage.shoot(K, viewmat, width, height, supersample)
-        frames.append(rgb)
-        masks.append(alpha >= 0.5)
+        if drift is not None:
+            drift(t)
+        stage.pose(performance.rotvecs[t], performance.actions[t], performance.translation[t])
+        shot = stage.expose(K, viewmat, width, height, supersample)
+        rgb = shot.rgb if worse is None else worse(shot.rgb)
+        shots.append(((rgb * 255 + 0.5).clip(0, 255).astype(np.uint8), shot.part, shot.depth.astype(np.float32)))
         if tracker is not None:
-            tracks.append(tracker(vertices))
-    frames = np.stack(frames)
-    if artefacts is not None:
-        frames = degrade(frames, artefacts, seed)
-    frames = (frames * 255 + 0.5).clip(0, 255).astype(np.uint8)
+            tracks.append(tracker.look())
+    if drift is not None:
+        drift.set(0.0)
+    frames, part, depth = (np.stack([s[k] for s in shots]) for k in range(3))
+    step = max(1e-4, float(depth.max()) / 65535)
     seen = {}
     if tracker is not None:
-        seen = {
-            "tracks": np.stack([p for p, _ in tracks], 1),
-            "visibility": np.stack([v for _, v in tracks], 1),
-            "particle": tracker.particles,
-        }
+        tracks = [np.stack(x, 1) for x in zip(*tracks)]
+        seen = {"tracks": tracks[0], "visibility": tracks[1], "particle": tracker.particles}
+    facts = {"identity": stage.figure.identity.seed, "artefacts": None if artefacts is None else seed, "framing": framing}
     return Clip(
-        frames, K=np.asarray(K, np.float32), viewmat=np.asarray(viewmat, np.float32), mask=np.stack(masks),
+        frames, K=np.asarray(K, np.float32), viewmat=np.asarray(viewmat, np.float32), mask=part > 0, part=part,
+        depth=(depth / step + 0.5).astype(np.uint16), depth_step=step, seeds=facts | (seeds or {}),
         audio=None if speech is None else speech.audio, phonemes=[] if speech is None else list(speech.phonemes),
+        words=[] if speech is None else list(getattr(speech, "words", [])),
         source="studio-hq" if artefacts is None else "studio-sync", **seen,
     )  # fmt: skip
 
@@ -98,44 +162,40 @@ def film(
 class Tracker:
     """Projects particles of a layout and tests on the ray whether they are seen."""
 
-    def __init__(self, body: Body, stage: Stage, layout, particles, K, viewmat):
+    def __init__(self, body: Body, stage: Stage, layout, particles, K, viewmat, width: int = 1 << 20, height: int = 1 << 20):
         n = len(layout.tri)
         self.particles = np.arange(n) if particles is None else np.asarray(particles, np.int64)
-        self.stage, self.K, self.view = stage, torch.as_tensor(K).float(), torch.as_tensor(viewmat).float()
+        self.stage, array = stage, stage.skin.array
         kept = torch.from_numpy(self.particles)
-        self.corners = body.faces.cpu()[layout.tri.cpu()[kept]]
-        self.bary = layout.bary.cpu()[kept].float()
-        stage.pose(None, None, None)
-        rest = stage.body.v_template.cpu()
-        normals = vertex_normals(rest[: len(body.v_template)], body.faces[stage.drawn].cpu())
-        points, normals = self.place(rest), torch.nn.functional.normalize(self.place(normals), dim=-1)
-        self.cover = self.launch(dressed, points, normals, 0.045)
+        faces = body.faces.cpu()
+        corners, bary = faces[layout.tri.cpu()[kept]], layout.bary.cpu()[kept].float()
+        self.corners, self.bary = array(corners.numpy(), wp.vec3i), array(bary.numpy(), wp.vec3)
+        rest = stage.pose(None, None, None).cpu()
+        normals = vertex_normals(rest[: len(body.v_template)], faces[stage.drawn.cpu()])
+        place = lambda x: (bary[:, :, None] * x[corners]).sum(1)  # noqa: E731
+        points, normals = place(rest), torch.nn.functional.normalize(place(normals), dim=-1)
+        self.cover = wp.zeros(len(kept), dtype=float, device=stage.device)
+        inputs = [array(points.numpy(), wp.vec3), array(normals.numpy(), wp.vec3), 0.045, self.cover]
+        stage.share(dressed, len(kept), [stage.surface, stage.look, *inputs])
+        K, view = (np.asarray(x, np.float64) for x in (K, viewmat))
+        self.camera = [
+            wp.mat33(*view[:3, :3].ravel().tolist()), wp.vec3(*view[:3, 3].tolist()),
+            wp.vec2(float(K[0, 0]), float(K[1, 1])), wp.vec2(float(K[0, 2]), float(K[1, 2])),
+            wp.vec2(float(width), float(height)),
+        ]  # fmt: skip
 
-    def place(self, vertices: torch.Tensor) -> torch.Tensor:
-        """Particles (P, 3) on vertices (M, 3)."""
-        return (self.bary[:, :, None] * vertices[self.corners]).sum(1)
-
-    def launch(self, kernel, *inputs) -> torch.Tensor:
-        s = self.stage
-        out = wp.zeros(len(self.particles), dtype=float, device=s.device)
-        given = [wp.array(x.numpy(), dtype=wp.vec3, device=s.device) if torch.is_tensor(x) else x for x in inputs]
-        wp.launch(kernel, len(self.particles), [s.surface, s.look, *given, out], device=s.device)
-        return torch.from_numpy(out.numpy())
-
-    def __call__(self, vertices: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
-        """Pixels (P, 2) and visibility (P,) for the stage's current vertices (M, 3)."""
-        points = self.place(vertices.cpu())
-        R, t = self.view[:3, :3], self.view[:3, 3]
-        local = points @ R.T + t
-        pixels = (local @ self.K.T)[:, :2] / local[:, 2:]
-        cam = -R.T @ t
-        hit = self.launch(first_hit, wp.vec3(*cam.tolist()), points)
-        near = (hit - (points - cam).norm(dim=1)).abs() < 0.004 + 2.0 * self.cover
-        return pixels.numpy(), (near & (hit >= 0) & (local[:, 2] > 0)).numpy()
+    def look(self) -> tuple[np.ndarray, np.ndarray]:
+        """Pixels (P, 2) and visibility (P,) in the stage's current pose."""
+        s, n = self.stage, len(self.particles)
+        pixel = wp.zeros(n, dtype=wp.vec2, device=s.device)
+        seen = wp.zeros(n, dtype=int, device=s.device)
+        s.share(see, n, [s.surface, s.look, *self.camera, self.corners, self.bary, self.cover, pixel, seen])
+        return pixel.numpy().copy(), seen.numpy() > 0
 
 
 PRESENTING = ((0.22, -0.02, -1.0), (-0.02, -0.85, 0.12), -0.35)  # posture of the arms: forearms raised in front, palms half up
-FRIENDLY = {"mouthSmileLeft": 0.16, "mouthSmileRight": 0.16, "browInnerUp": 0.10}  # facial actions; the lips stay closed
+# Facial actions of a portrait; the lips stay closed.
+FRIENDLY = {"mouthSmileLeft": 0.35, "mouthSmileRight": 0.35, "cheekSquintLeft": 0.15, "cheekSquintRight": 0.15}
 
 
 def portrait(
@@ -148,7 +208,7 @@ def portrait(
     for name, value in FRIENDLY.items():
         actions[body.action(name)] = value
     pose = torch.from_numpy(posture(body, PRESENTING, 0.6)).float()
-    stage.pose(pose.to(device), actions.to(device), None)
+    stage.pose(pose, actions, None)
     K, view = camera("portrait", width, height, person=stage.body)
     picture, _ = stage.shoot(K, view, width, height, samples)
     return (picture * 255 + 0.5).clip(0, 255).astype(np.uint8)
