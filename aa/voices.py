@@ -29,30 +29,12 @@ ESPEAK = {  # name: espeak-ng voice + variant, words per minute, pitch 0-100
     "caribbean-man": ("en-029+m4", 155, 40),
     "lancaster-woman": ("en-gb-x-gbclan+Annie", 160, 50),
 }
-# ARPABET (CMU dictionary) and the symbols of espeak's American English for the same sounds, the first one being ours
-ARPABET = {
-    "AA": "ɑː ɑ ɒ", "AE": "æ a", "AH": "ʌ ə ɐ", "AO": "ɔː ɔ oː", "AW": "aʊ", "AY": "aɪ", "EH": "ɛ", "ER": "ɚ ɜː ɜ", "EY": "eɪ e eː",
-    "IH": "ɪ ᵻ", "IY": "iː i", "OW": "oʊ o əʊ", "OY": "ɔɪ", "UH": "ʊ", "UW": "uː u ʉ", "B": "b", "CH": "tʃ", "D": "d", "DH": "ð",
-    "F": "f", "G": "ɡ", "HH": "h", "JH": "dʒ", "K": "k x", "L": "l ɫ", "M": "m", "N": "n", "NG": "ŋ", "P": "p", "R": "ɹ r",
-    "S": "s", "SH": "ʃ", "T": "t ɾ ʔ", "TH": "θ", "V": "v", "W": "w ʍ", "Y": "j", "Z": "z", "ZH": "ʒ",
-}  # fmt: skip
-_SOUNDS = {symbol: name for name, symbols in ARPABET.items() for symbol in symbols.split()} | {"n̩": "AH N", "ɬ": "L"}
 GAP = 0.25  # s of silence between Piper's sentences
 
 
 def bare(symbol: str) -> str:
     """An IPA symbol without its stress mark."""
     return symbol.lstrip("ˈˌ")
-
-
-def to_arpabet(symbol: str) -> list[str]:
-    """An IPA symbol of espeak -> ARPABET: "ˈaɪə" -> ["AY", "AH"]. What is no English sound is left out."""
-    rest, out = bare(symbol), []
-    while rest:
-        length = next((n for n in (3, 2, 1) if rest[:n] in _SOUNDS), 0)
-        out += _SOUNDS[rest[:length]].split() if length else []
-        rest = rest[length or 1 :]
-    return out
 
 
 class Phone(NamedTuple):
@@ -164,7 +146,7 @@ def _phones(text: str, events, rate_hz: int) -> tuple[list[Phone], list[str]]:
     if phones[-1].symbol == SILENCE and phones[-1].mark in tuple(",;:"):
         phones[-1] = phones[-1]._replace(mark=".")
     edges = [0, *first[1:], len(tokens)]
-    groups = [[t.strip("\"'.,;:!?()[]{}“”‘’«»—–-") for _, _, t in tokens[a:b]] for a, b in itertools.pairwise(edges)]
+    groups = [[t.strip("\"'.,;:!?()[]{}“”‘’«»—–-…") for _, _, t in tokens[a:b]] for a, b in itertools.pairwise(edges)]
     return phones, [" ".join(filter(None, group)) for group in groups]
 
 
@@ -235,14 +217,19 @@ def piper(text: str, rate: float):
     sounds, timed, sentence = [], [], []
     for i, phone in enumerate(phones):
         sentence.append(phone)
-        if i + 1 == len(phones) or phone.mark in tuple(".!?"):
+        if i + 1 == len(phones) or phone.mark in tuple(".!?") or _overlong(sentence, phones[i + 1]):
             offset = sum(map(len, sounds))
             sound, starts = _say(sentence, rate)
             timed += [p._replace(sample=start + offset) for p, start in zip([Phone(SILENCE, 0), *sentence], starts)]
-            sounds += [sound, np.zeros(round(GAP / rate * rate_hz), np.float32)]
+            sounds += [sound, np.zeros(round(GAP / rate * rate_hz) * (phone.symbol == SILENCE), np.float32)]
             sentence = []
     timed.append(Phone(SILENCE, sum(map(len, sounds[:-1]))))
     return np.concatenate(sounds), rate_hz, timed, words
+
+
+def _overlong(sentence: list[Phone], following: Phone) -> bool:
+    """Piper's memory grows with the square of a sentence: beyond 200 phones cut at any pause, beyond 300 between words."""
+    return len(sentence) >= 200 and (sentence[-1].symbol == SILENCE or (len(sentence) >= 300 and following.begins))
 
 
 def _say(phones: list[Phone], rate: float) -> tuple[np.ndarray, list[int]]:
