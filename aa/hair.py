@@ -68,7 +68,7 @@ def add_hair(layers: Layers, identity: Identity, hairline: torch.Tensor):
     grow = ((m + 0.004) / {"fringe": 0.010, "curly": 0.026}.get(identity.hair_style, 0.022)).clamp(0, 1)
     thick = (side + (top - side) * rise) * (0.15 + 0.85 * grow * (2 - grow)) * (1 + 0.25 * front)
     if identity.hair_style in ("bob", "long"):  # a parting
-        part = torch.exp(-((base[:, 0] - 0.012) / 0.007).square()) * ((0.02 - base[:, 1]) / 0.04).clamp(0, 1)
+        part = torch.exp(-((base[:, 0] - 0.012) / 0.007).square()) * ((-0.035 - base[:, 1]) / 0.04).clamp(0, 1)
         thick = thick * (1 - 0.25 * part * rise)
     if identity.hair_style == "fringe":
         thick = torch.where((base[:, 1] < -0.09) & (base[:, 2] < 0.99), thick.clamp_max(0.013), thick)
@@ -126,13 +126,17 @@ def add_hanging(layers: Layers, identity: Identity, lowest: float):
         centre = (0.0, -0.03 + float(shift[1]))
         r = ray_radius(vertices, faces, centre, az, height + shift[2]).view(rows, columns)
         r = r.clamp_max(0.118)  # what is further out is shoulder
+        for i in range(rows - 2, -1, -1):  # widen above the ears, so that hair slopes over them
+            if z[i + 1] > 0.85:
+                r[i] = torch.maximum(r[i], r[i + 1] - 0.0028)
         for i in range(1, rows):  # hair hangs: it does not follow hollows inwards, nor the shoulders all the way out
-            r[i] = torch.maximum(torch.minimum(r[i], r[i - 1] * 1.09 + 0.003), r[i - 1] * (0.998 if z[i] > 0.78 else 0.99))
+            r[i] = torch.maximum(torch.minimum(r[i], r[i - 1] + 0.0055), r[i - 1] * (0.998 if z[i] > 0.78 else 0.99))
         pad = torch.cat([r[:, :1]] * 7 + [r] + [r[:, -1:]] * 7, 1)
         return pad.unfold(1, 7, 1).amax(-1).unfold(1, 9, 1).mean(-1)  # over the ears, then smooth
 
     ear = 1.50 if lowest < 0.7 and identity.seed % 2 else 0.95  # tucked behind the ear, or over it
     begin = 0.92 + (ear - 0.92) * ((0.965 - height) / 0.075).clamp(0, 1) ** 0.7
+    begin = begin + 0.9 * ((0.815 - height) / 0.06).clamp(0, 1)  # behind the shoulders
     edge = (torch.minimum(az, 2 * torch.pi - az) - begin) * 0.1
     m = torch.minimum((height - lowest) * 0.25, edge * 0.8 + 0.002)
     share = 0.75 * (((0.85 - height) / 0.17).clamp(0, 1)) ** 1.5

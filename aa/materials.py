@@ -120,7 +120,7 @@ def crease(p: wp.vec3, look: Look):
     bag = wp.exp(-e * e / (0.0018 * 0.0018)) * wp.smoothstep(0.896, 0.888, p[2])
     old = wp.smoothstep(0.25, 1.0, look.age)
     front = wp.smoothstep(-0.10, -0.12, p[1])
-    return front * (lines * 0.8 * old + fold * (0.16 + 0.84 * old) + bag * (0.10 + 0.55 * old))
+    return front * (lines * 0.55 * old + fold * (0.14 + 0.66 * old) + bag * (0.10 + 0.45 * old))
 
 
 @wp.func
@@ -249,7 +249,7 @@ def skin_finish(r: Finish, k: int, p: wp.vec3, m: wp.vec4, look: Look):
     side = wp.vec3(wp.abs(p[0]), p[1], p[2])
     shine = blob(side, wp.vec3(0.0, -0.165, 0.885), 0.03) + blob(p, wp.vec3(0.0, -0.15, 0.955), 0.035)
     r.albedo = skin_paint(p, m, look)
-    r.ao = 0.18 + 0.82 * m[0]  # skin lets light through: no hollow is black
+    r.ao = 0.26 + 0.74 * m[0]  # skin lets light through: no hollow is black
     r.wrap = wp.vec3(0.38, 0.20, 0.14)
     r.gloss = 0.75 + 0.35 * shine + 0.7 * lip
     r.power = 16.0 + 26.0 * lip + 8.0 * shine

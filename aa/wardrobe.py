@@ -109,7 +109,8 @@ def add_skin(layers: Layers, cover: torch.Tensor, hairline: torch.Tensor):
     keep = ~(dressing | (hidden & ~hand) | (low & ~hand) | foot)
     hairline = hairline.clone()
     hairline[body.region_vertices("ear", "neck")] = -0.02
-    mask = torch.stack([torch.ones_like(cover), lips, torch.where(hairline > -0.01, -0.1, cover), hairline], 1)
+    roots = torch.where(hairline < 0, 2.5 * hairline, hairline)  # few in front of the hairline
+    mask = torch.stack([torch.ones_like(cover), lips, torch.where(hairline > -0.01, -0.1, cover), roots], 1)
     every = torch.arange(len(cover))
     layers.add_on(every, body.v_template, layers.rest, mask, body.faces[keep], kind[keep])
 
