@@ -70,6 +70,8 @@ def align(audio, transcript: str):
     text = readable(transcript, longest=25 * int(LONGEST))
     decoder = _decoder()
     units, symbols = _units(text, decoder)
+    if not units:
+        raise _misfit()
     timed = _times(decoder, units, audio)
     return _as_speech(timed, units, symbols, len(audio) / SAMPLE_RATE)
 
@@ -214,7 +216,7 @@ def _as_speech(timed: list[_Timed], units: list[_Unit], symbols, duration: float
     ipa = {group: iter(to_ipa(names, symbols[group])) for group, names in said.items()}
     rows = []  # symbol, start, unit
     for t in timed:
-        start = t.start * STEP + LATE if t.start else 0.0
+        start = round(t.start * STEP + LATE, 4) if t.start else 0.0
         symbol = SILENCE if t.unit is None else next(ipa[units[t.unit].group])
         if not (rows and symbol == SILENCE == rows[-1][0]) and start < duration:
             rows.append((symbol, start, t.unit))

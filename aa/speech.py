@@ -156,9 +156,9 @@ def _cache_path(text: str, voice: str, rate: float, seed: int) -> Path:
 
 def _recall(path: Path | None) -> Speech | None:
     """What `_keep` wrote, or None where there is nothing or nothing whole: it is then made anew."""
-    if path is None or not path.is_file():
-        return None
     try:
+        if path is None or not path.is_file():
+            return None
         with safe_open(path, "numpy") as file:
             facts, samples = json.loads(file.metadata()["speech"]), file.get_tensor("samples")
         timed = {name: [tuple(item) for item in facts.pop(name)] for name in ("phonemes", "words")}

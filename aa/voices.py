@@ -152,7 +152,7 @@ def _phones(text: str, events, rate_hz: int) -> tuple[list[Phone], list[str]]:
 
 def read(text: str, voice: str = "en-us") -> tuple[list[Phone], list[str]]:
     """Text -> phones and words, unheard: how espeak-ng would say it (`voice` is one of its names; samples do not count)."""
-    _, rate_hz, events = _events(text, voice, 450, 50)
+    _, rate_hz, events = _events(text, voice, 175, 50)
     return _phones(text, events, rate_hz)
 
 
