@@ -139,6 +139,8 @@ def add_hanging(layers: Layers, identity: Identity, lowest: float):
     begin = begin + 0.9 * ((0.815 - height) / 0.06).clamp(0, 1)  # behind the shoulders
     edge = (torch.minimum(az, 2 * torch.pi - az) - begin) * 0.1
     m = torch.minimum((height - lowest) * 0.25, edge * 0.8 + 0.002)
+    strips = grid_faces(rows, columns)
+    strips = strips[m[strips].amax(1) > -0.006]  # what is cut away must not darken what lies under it
     share = 0.75 * (((0.85 - height) / 0.17).clamp(0, 1)) ** 1.5
     for i, gap in enumerate((0.012, 0.016, 0.019, 0.022)):
 
@@ -149,7 +151,7 @@ def add_hanging(layers: Layers, identity: Identity, lowest: float):
             return torch.stack([r * az.sin() + shift[0], -0.03 + shift[1] - r * az.cos(), height + shift[2]], -1)
 
         mask = torch.stack([torch.ones_like(m), torch.full_like(m, 0.25 + 0.25 * i), m, m], 1)
-        add_grid(layers, make, share, mask, grid_faces(rows, columns), 8 if i == 0 else 9)
+        add_grid(layers, make, share, mask, strips, 8 if i == 0 else 9)
 
 
 def add_knot(layers: Layers, centre, radii):
