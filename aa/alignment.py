@@ -6,7 +6,7 @@ pauses, then of the phonemes (three-state hidden Markov models, steps of 10 ms).
 """
 
 import itertools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -73,7 +73,7 @@ def align(audio, transcript: str):
     if not units:
         raise _misfit()
     timed = _times(decoder, units, audio)
-    return _as_speech(timed, units, symbols, len(audio) / SAMPLE_RATE)
+    return _as_speech(_without_dead_ends(timed, audio), units, symbols, len(audio) / SAMPLE_RATE)
 
 
 # ---------------------------------------------------------------- what is to be said
@@ -204,6 +204,32 @@ def _find_sounds(decoder, sound: bytes, first: int, offset: int) -> list[_Timed]
         for p in word:
             begin = offset + p.start
             out.append(_Timed(unit if spoken else None, p.name, begin, begin + p.duration, p.score))
+    return out
+
+
+def _without_dead_ends(timed: list[_Timed], audio: np.ndarray) -> list[_Timed]:
+    """The last sound of a word ends where the level falls 45 dB below the loud frames; what follows is a pause.
+
+    A stop may be silent, that is its nature; a gap inside a word or too short for a pause is left alone.
+    """
+    hop = round(STEP * SAMPLE_RATE)
+    power = np.square(audio[: len(audio) // hop * hop].reshape(-1, hop)).mean(axis=1)
+    heard = power > 10**-4.5 * np.percentile(power, 95)
+    out, start = [], None  # start: of the pause that comes early
+    for t, after in itertools.zip_longest(timed, timed[1:]):
+        begin, start = t.start if start is None else start, None
+        end = t.end
+        if t.unit is not None and (after is None or after.unit != t.unit) and t.name not in tuple("PTKBDG"):
+            last = np.flatnonzero(heard[begin:end])
+            end = min(end, begin + max(3, int(last[-1]) + 3 if len(last) else 0))  # 20 ms more than is heard
+        pause = after is not None and after.unit is None
+        if not pause and t.end - end < SHORT_PAUSE / STEP:
+            end = t.end
+        out.append(replace(t, start=begin, end=end))
+        if end < t.end and pause:
+            start = end
+        elif end < t.end:
+            out.append(_Timed(None, "SIL", end, t.end, 0.0))
     return out
 
 
