@@ -94,7 +94,7 @@ class Drift:
         self.joints = scale * joints.numpy()
         self.rest = stage.figure.body.v_template.numpy(), stage.figure.body.joint_template.double().numpy()
         names = ("skin", "lips", "hair", "tips", "iris", "brow")
-        self.paint = {n: getattr(stage.look, n) for n in names}
+        self.paint = {n: tuple(getattr(stage.look, n)) for n in names}  # copies: the look itself is changed
         self.tint = {n: 1 + 0.06 * millimetres * rng.normal(size=3).clip(-1.5, 1.5) for n in names}
 
     def __call__(self, t: int) -> None:
