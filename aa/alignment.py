@@ -24,8 +24,8 @@ LONGEST = 600.0  # s
 PIECE = 20.0  # s: phonemes are timed in pieces cut at pauses, for the memory grows with the square of the length
 SHORT_PAUSE = 0.08  # s: a gap between words below this is the closure of a stop or the end of a sound
 NOISE = 10 ** (-40 / 20)  # of the speech's rms: digital silence is unknown to the acoustic model
-# Mean log likelihood per frame in pocketsphinx's units: read as written -10 .. -45, other words -45 .. -90
-WORST = -48.0  # of all that is said
+# Mean log likelihood per frame in pocketsphinx's units: read as written -10 .. -50, other words -47 .. -90
+WORST = -52.0  # of all that is said
 WORST_SPELL, SPELL = -57.0, 1.5  # of any SPELL seconds, pauses as well
 
 
