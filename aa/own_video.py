@@ -20,7 +20,7 @@ from aa.media import FPS, SAMPLE_RATE, iter_video, load_audio
 
 SHORTEST = 0.5  # s
 LOOKS = 4  # frames in which people are counted
-APART = 0.5  # px + 5% of the step: there-and-back error at which a track ends
+APART = 0.75  # px + 5% of the step: there-and-back error at which a track ends
 RESEED = 5  # frames between looks for places without a track
 LEAST_LIFE = 6  # frames: shorter tracks say little
 
@@ -198,11 +198,11 @@ def _stack(places: list, seen: list, least: int) -> tuple[np.ndarray, np.ndarray
 
 
 class _Flow:
-    """Dense flow between neighbouring frames, there and back; the picture is enlarged when it is small."""
+    """Dense flow between neighbouring frames, there and back."""
 
     def __init__(self):
         self.dis = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
-        self.dis.setFinestScale(0)
+        self.dis.setFinestScale(0)  # full resolution: 1 is four times as fast and drifts four times as much
         self.dis.setUseSpatialPropagation(True)
 
     def step(self, a: np.ndarray, b: np.ndarray, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -8,10 +8,11 @@ import pytest
 import torch
 
 from aa.body import load_body
+from aa.clips import LABELS
 from aa.gestures import posture
 from aa.identities import HAIRS, sample_identity
 from aa.stage import Stage, camera
-from aa.studio import PRESENTING, Artefacts, degrade, film
+from aa.studio import PRESENTING, SYNC, Artefacts, Drift, Tracker, degrade, film
 
 PORTRAITS = Path(__file__).resolve().parent.parent / "assets" / "portraits"
 SIZE = 160
@@ -99,6 +100,109 @@ def test_visible_particles_lie_on_the_mask(scene):
         xy = np.floor(c.tracks[:, t]).astype(int)
         use = c.visibility[:, t] & ((xy >= 0) & (xy < SIZE)).all(1)
         assert c.mask[t, xy[use, 1], xy[use, 0]].mean() > 0.93  # the rest straddles the silhouette
+
+
+def test_tracks_lie_on_the_rendered_surface(scene):
+    """A ray through a visible bare particle's track meets the surface within 0.05 px of it; visibility agrees with the rays."""
+    s, p = scene, scene.performance
+    stage = Stage(s.body, s.identity)
+    tracker = Tracker(s.body, stage, s.layout, None, s.K, s.view)
+    cover = tracker.cover.numpy()
+    near, agree = [], []
+    for t in range(2):
+        vertices = stage.pose(p.rotvecs[t], p.actions[t], p.translation[t])
+        distance, triangle, weights = stage.probe(s.K, s.view, s.clip.tracks[:, t])
+        corners = vertices[stage.figure.body.faces[torch.from_numpy(triangle)]].numpy()
+        hit = (weights[..., None] * corners).sum(1)
+        points, cam = positions(s, t).numpy(), (-s.view[:3, :3].T @ s.view[:3, 3]).numpy()
+        away = np.linalg.norm(points - cam, axis=1)
+        inside = ((s.clip.tracks[:, t] >= 0) & (s.clip.tracks[:, t] < SIZE)).all(1)
+        met = (distance >= 0) & (np.abs(distance - away) < 0.004 + 2 * cover) & inside
+        agree.append((met == s.clip.visibility[:, t]).mean())
+        bare = s.clip.visibility[:, t] & (cover == 0) & (np.abs(distance - away) < 1e-3)  # on this layer, not on one close behind
+        pixel = away / float(s.K[0, 0])  # m
+        near.append((np.linalg.norm(hit - points, axis=1) / pixel)[bare])
+    near = np.concatenate(near)
+    assert len(near) > 200
+    assert np.percentile(near, 99) < 0.05
+    assert min(agree) >= 0.995
+
+
+def test_part_map_and_depth(scene):
+    """Labels say what the visible particles of face and hands lie on; depth is where the ray meets the surface."""
+    c, s = scene.clip, scene
+    assert c.part.dtype == np.uint8
+    assert ((c.part > 0) == c.mask).all()
+    assert {LABELS[k] for k in np.unique(c.part)} == set(LABELS)
+    for label, rows in (("face", slice(0, 200)), ("hand", slice(200, 400))):
+        xy = np.floor(c.tracks[rows, 0]).astype(int)
+        use = c.visibility[rows, 0] & ((xy >= 0) & (xy < SIZE)).all(1)
+        assert (c.part[0, xy[use, 1], xy[use, 0]] == LABELS.index(label)).mean() > 0.75  # hair and outlines take the rest
+    assert ((c.depth > 0) == c.mask).all()
+    y, x = np.nonzero(c.mask[1])
+    stage = Stage(s.body, s.identity)
+    stage.pose(s.performance.rotvecs[1], s.performance.actions[1], s.performance.translation[1])
+    distance, _, _ = stage.probe(s.K, s.view, np.stack([x, y], 1) + 0.5)
+    slope = np.hypot(np.hypot((x + 0.5 - SIZE / 2) / s.K[0, 0].item(), (y + 0.5 - SIZE / 2) / s.K[1, 1].item()), 1)
+    assert np.percentile(np.abs(c.metres(1)[y, x] - distance / slope), 99.5) < 1.5e-4
+    assert np.isnan(c.metres(1)[~c.mask[1]]).all()
+
+
+def test_a_stage_serves_many_films_and_threads_change_nothing(scene):
+    """The same bytes from a stage that has filmed before, with drift and damage too, and from one or three threads."""
+    s = scene
+    stage = Stage(s.body, s.identity, threads=3)
+    film(s.body, stage, s.performance, None, s.K, s.view, 64, 64, artefacts=SYNC, seed=4)
+    again = film(s.body, stage, s.performance, s.layout, s.K, s.view, SIZE, SIZE)
+    for name in ("frames", "part", "depth", "tracks", "visibility"):
+        assert (getattr(again, name) == getattr(s.clip, name)).all(), name
+
+
+def test_identity_drift_moves_face_and_tracks_together(scene):
+    """With drift the face slowly changes; its tracks are those of the changed surface, and the stage is as before afterwards."""
+    s, stage = scene, Stage(scene.body, scene.identity)
+    drift = Drift(s.body, stage, 1.5, seed=2)
+    before = stage.pose(None, None, None)
+    drift.set(1.0)
+    after = stage.pose(None, None, None)
+    face = s.body.region_vertices("face", "lips", "eyelid")
+    moved = (after - before)[: len(s.body.v_template)].norm(dim=1)
+    assert float(moved[face].square().mean().sqrt()) == pytest.approx(1.5e-3, rel=0.02)
+    assert float(moved[s.body.region_vertices("hand", "foot", "leg")].max()) < 1e-6
+    held = replace_motion(s.performance, [0] * 40)
+    clip = film(s.body, stage, held, s.layout, s.K, s.view, 96, 96, artefacts=SYNC, seed=2)
+    shift = np.linalg.norm(clip.tracks[:, -1] - clip.tracks[:, 0], axis=1)
+    assert shift[:200].max() > 0.05
+    assert shift[200:400].max() < 1e-3
+    assert np.allclose(stage.pose(None, None, None), before)
+    assert clip.source == "studio-sync"
+
+
+def replace_motion(p, frames):
+    return SimpleNamespace(**{n: getattr(p, n)[frames] for n in ("actions", "rotvecs", "translation")})
+
+
+@pytest.mark.parametrize(
+    ("framing", "width", "height"), [("full", 48, 72), ("upper", 64, 64), ("portrait", 40, 60), ("face", 48, 48)]
+)
+def test_framings_show_what_they_say(scene, framing, width, height):
+    stage = scene_stage(scene)
+    clip = film(scene.body, stage, replace_motion(scene.performance, [0]), width=width, height=height, framing=framing)
+    seen = {LABELS[k] for k in np.unique(clip.part)}
+    assert {"face", "clothes"} <= seen
+    assert clip.mask[0, 0].mean() == 0  # room above the head
+    rows = np.flatnonzero(clip.mask[0].any(1))
+    if framing == "full":
+        assert rows[-1] < height - 1  # the feet are in
+    else:
+        assert rows[-1] == height - 1
+    assert ("hand" in seen) == (framing != "face")
+
+
+def scene_stage(scene):
+    if not hasattr(scene, "stage"):
+        scene.stage = Stage(scene.body, scene.identity)
+    return scene.stage
 
 
 def test_mask_is_the_silhouette(scene):
