@@ -190,7 +190,7 @@ def _claim(folder: Path, chosen: list[Recipe]) -> None:
         if any(r["name"] in new and r != new[r["name"]] for r in old):
             raise InputError(f"{folder} holds another set of clips: choose another folder, or the settings it was made with.")
         recipes += [r for r in old if r["name"] not in new]
-    elif folder.is_dir() and any(folder.iterdir()):
+    elif folder.is_dir() and not all((p / "clip.json").exists() or p.name.endswith(".part") for p in folder.iterdir()):
         raise InputError(f"{folder} holds other files: give an empty or a new folder for the set.")
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -223,15 +223,17 @@ def _made(folder: Path, missing: list[Recipe], workers: int | None, device: str)
         people.setdefault(recipe.identity, []).append(recipe)
     from aa.stage import cores
 
-    workers = min(cores() if workers is None else max(1, workers), len(people))
+    workers = min(cores() if workers is None else max(1, workers), len(missing))
     if workers <= 1:
         yield from (name for group in people.values() for name in _film_person(folder, group, device, None))
         return
     import multiprocessing
 
-    groups = sorted(people.values(), key=len, reverse=True)  # long ones first, so that no core waits at the end
+    # a person's clips share a stage; with few people each worker makes its own, so that no core waits at the end
+    most = max(1, len(missing) // (2 * workers))
+    groups = [group[k : k + most] for group in people.values() for k in range(0, len(group), most)]
+    groups.sort(key=len, reverse=True)
     with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _alone) as pool:
-        # a task a clip, so that the bar moves and little is lost; a person's clips follow each other on one worker's stage
         futures = [pool.submit(_film_all, folder, group, device) for group in groups]
         try:
             for future in as_completed(futures):
@@ -241,7 +243,7 @@ def _made(folder: Path, missing: list[Recipe], workers: int | None, device: str)
                 'a worker process died: out of memory, or a script without `if __name__ == "__main__":`; try workers=1.'
             ) from error
         finally:
-            for future in futures:
+            for future in futures:  # after an error: no new ones, those under way end well
                 future.cancel()
 
 
