@@ -1,7 +1,7 @@
 """Makes assets/portraits/*.png: six generated people, half body with both hands in view; and a picture of the whole cast.
 
     python assets/make_portraits.py            # the six portraits, 2-3 minutes
-    python assets/make_portraits.py --people   # assets/readme/people.jpg, everybody in `aa.identities.PEOPLE`, 3-5 minutes
+    python assets/make_portraits.py --people   # assets/readme/people.jpg, everybody in `aa.identities.PEOPLE`, 3 minutes
 
 The people do not exist: bodies, faces, hair and clothes are drawn at random by `aa.identities.sample_identity`.
 """
@@ -15,7 +15,7 @@ HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
 
 SHIPPED = ("ada", "bruno", "chidi", "dalia", "emil", "flora")
-COLUMNS, WIDTH, HEIGHT = 10, 144, 180  # of the picture of the cast; each is the upper part of a portrait twice as large
+COLUMNS, WIDTH, HEIGHT = 6, 176, 220  # of the picture of the cast; each is the upper part of a portrait twice as large
 
 
 def make_portraits():

