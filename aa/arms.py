@@ -8,7 +8,7 @@ gestures, so that every one lies between postures that are known to be free of t
 import numpy as np
 
 from aa.body import Body
-from aa.cospeech import Gesture
+from aa.cospeech import BRIDGE, Gesture
 from aa.gestures import arm_rotations, posture
 from aa.handshapes import SHAPES, hand_axes, shape_rotations
 
@@ -18,27 +18,27 @@ POSES = {
     "low": (((0.30, -0.14, -1.0), (-0.12, -1.0, 0.14), -0.62), (-0.05, 0.0)),  # beats: palms half up
     "middle": (((0.27, -0.14, -1.0), (-0.26, -1.0, 0.20), 0.05), (0.0, 0.0)),  # palms facing each other
     "high": (((0.34, -0.20, -1.0), (-0.12, -1.0, 0.36), 0.50), (0.0, 0.05)),  # a little higher, palms down
-    "self": (((0.40, -0.40, -1.0), (-0.76, -0.58, 0.42), 0.05), (0.25, -0.05)),  # flat hand before the breastbone
+    "self": (((0.40, -0.42, -1.0), (-0.72, -0.56, 0.58), 0.05), (0.25, -0.05)),  # flat hand before the breastbone
     "self ready": (((0.34, -0.28, -1.0), (-0.36, -0.95, 0.30), 0.0), (0.0, 0.0)),
     "you": (((0.26, -0.40, -1.0), (-0.16, -1.0, 0.16), -1.20), (-0.15, 0.10)),  # open hand, palm up, to the listener
     "you ready": (((0.28, -0.10, -1.0), (-0.26, -0.90, 0.34), -0.35), (0.10, 0.0)),
     "here": (((0.26, -0.22, -1.0), (-0.26, -1.0, -0.06), 0.85), (0.10, 0.0)),  # index at the ground before the speaker
     "here ready": (((0.28, -0.16, -1.0), (-0.20, -0.95, 0.32), 0.60), (-0.05, 0.0)),
-    "there": (((0.48, -0.26, -1.0), (0.34, -1.0, 0.28), 0.65), (0.0, 0.0)),  # index to the side
+    "there": (((0.42, -0.30, -1.0), (0.16, -1.0, 0.28), 0.65), (0.0, 0.0)),  # index to the side
     "there ready": (((0.30, -0.18, -1.0), (-0.24, -0.95, 0.36), 0.35), (0.0, 0.0)),
-    "offer": (((0.34, -0.18, -1.0), (0.16, -1.0, 0.12), -1.25), (-0.15, 0.10)),  # both palms up
+    "offer": (((0.34, -0.22, -1.0), (0.06, -1.0, 0.14), -1.25), (-0.15, 0.10)),  # both palms up
     "offer ready": (((0.28, -0.14, -1.0), (-0.24, -1.0, 0.22), -0.35), (0.05, 0.0)),
-    "apart": (((0.42, -0.14, -1.0), (0.34, -1.0, 0.02), 0.60), (-0.10, 0.0)),  # hands sweep apart, palms down
-    "apart ready": (((0.26, -0.20, -1.0), (-0.36, -1.0, 0.16), 0.65), (0.0, 0.0)),
-    "count": (((0.28, -0.28, -1.0), (-0.16, -0.80, 0.60), 0.60), (-0.10, 0.0)),  # fingers shown
+    "apart": (((0.38, -0.20, -1.0), (0.16, -1.0, 0.04), 0.70), (-0.10, 0.0)),  # hands sweep apart, palms down
+    "apart ready": (((0.28, -0.20, -1.0), (-0.26, -1.0, 0.16), 0.65), (0.0, 0.0)),
+    "count": (((0.28, -0.30, -1.0), (-0.14, -0.68, 0.74), 0.60), (-0.10, 0.0)),  # fingers shown
     "count ready": (((0.26, -0.26, -1.0), (-0.26, -0.85, 0.48), 0.45), (0.15, 0.0)),
-    "list": (((0.28, -0.24, -1.0), (-0.34, -1.0, 0.12), -0.40), (0.0, 0.05)),  # edge of the hand; items step outwards
-    "list out": (((0.42, -0.20, -1.0), (0.26, -1.0, 0.12), -0.45), (0.0, 0.05)),
+    "list": (((0.26, -0.26, -1.0), (-0.48, -1.0, 0.12), -0.30), (0.0, 0.05)),  # edge of the hand; items step outwards
+    "list out": (((0.36, -0.22, -1.0), (0.10, -1.0, 0.12), -0.40), (0.0, 0.05)),
 }
 STROKE = ((0.02, 0.06, 0.0), (0.05, -0.03, -0.30), 0.12)  # what a beat adds to the directions and the roll at its lowest point
-WIDE = ((0.05, -0.02, 0.0), (0.22, 0.0, 0.10), 0.0)  # what people with a large gesture space add
+WIDE = ((0.05, -0.02, 0.0), (0.14, 0.0, 0.12), 0.0)  # what people with a large gesture space add
 ARM = ("upperarm01", "upperarm02", "lowerarm01", "lowerarm02", "wrist")
-FASTEST = 48.0  # rad / s^2, limit of a joint's acceleration: a brisk beat
+FASTEST = 40.0  # rad / s^2, limit of a joint's acceleration: a brisk beat
 STEPS = 4  # items from the first place of a list to the last
 HANDS = {s: tuple(f"finger{f}-{j}" for f in range(1, 6) for j in (1, 2, 3)) for s in "LR"}
 
@@ -107,16 +107,18 @@ def arm_track(own: Postures, ease: np.ndarray, times, gestures: list[Gesture], s
         size = np.tanh(1.2 * share * (0.6 + 0.4 * g.strength)) / np.tanh(1.2)
         size = size if g.kind == "beat" else 0.62 + 0.38 * size  # a small gesture must still say what it says
         size = min(size, 1.0)
-        ready, target, late = (ease + size * (r - ease) for r in own.stages(g))
+        sizes = np.full((len(ease), 1), size)
+        sizes[len(ARM) :] = max(size, 0.5 if g.kind == "beat" else 0.95)  # fingers make their shape in small gestures too
+        ready, target, late = (ease + sizes * (r - ease) for r in own.stages(g))
         go(g.start, rows[-1], far[-1])
         go(g.stroke, ready, size)
         go(g.apex, target, size)
         go(g.hold, late, size)
-        near = following is not None and following.start - g.hold < 0.9
+        near = following is not None and not g.rests and following.start - g.hold < BRIDGE
         if g.kind == "beat" and near and following.start - g.hold > 0.2:  # the rebound
-            go(following.start, ease + size * (own.beat(g.strength)[0] + own.shapes[g.shape] - ease), size)
+            go(following.start, ease + sizes * (own.beat(g.strength)[0] + own.shapes[g.shape] - ease), size)
         elif not near:
-            go(g.end if g.retracts else g.hold + 0.7, ease, 0.0)
+            go(g.end if g.rests else g.hold + 0.7, ease, 0.0)
     return glide(times, keys, np.stack(rows)), glide(times, keys, np.array(far))
 
 

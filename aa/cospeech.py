@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from aa.gestures import Beat, vowel_accents
+from aa.gestures import Beat, phrases, vowel_accents
 from aa.visemes import Segment
 
 KINDS = ("beat", "deictic", "open-palm", "list")
@@ -40,9 +40,10 @@ ORDINALS = {
     "fourth": "four",
 }
 # Seconds: (least time from the start of the preparation to the stroke, stroke, hold after the apex).
-PHASES = {"beat": (0.24, 0.22, 0.08), "deictic": (0.30, 0.30, 0.28), "open-palm": (0.30, 0.34, 0.34), "list": (0.12, 0.24, 0.18)}
+PHASES = {"beat": (0.15, 0.22, 0.08), "deictic": (0.15, 0.30, 0.28), "open-palm": (0.15, 0.32, 0.34), "list": (0.10, 0.24, 0.18)}
 PREPARE, FROM_REST, RETRACT = 0.52, 0.38, 0.85  # s from rest to the stroke, wanted and at least; back to rest
-BRIDGE = 1.0  # s: shorter gaps between gestures are bridged without retraction
+EARLY = 0.6  # s: hands may come up that much earlier to do so with the voice, and stay up that much longer
+BRIDGE = 1.5  # s from apex to preparation: shorter gaps are bridged without retraction
 SPACING, ITEM_SPACING, QUICK_RETRACT = (
     0.56,
     0.42,
@@ -66,11 +67,7 @@ class Gesture:
     end: float  # the arm is at rest again or the next preparation begins
     strength: float  # of the accent, in [0, 1]
     step: int = 0  # of a list
-
-    @property
-    def retracts(self) -> bool:
-        """Whether the arm goes back to rest, rather than on to the next gesture."""
-        return self.end - self.hold > 0.4
+    rests: bool = True  # the arm goes back to rest afterwards, rather than on to the next gesture
 
 
 @dataclass(frozen=True)
@@ -98,7 +95,7 @@ def read_words(text: str, words) -> list[Word]:
             at = near[0] + 1
         out.append(Word(name, float(start), float(end)))
     if out:
-        out[-1] = replace(out[-1], mark="".join(t for t in tokens[at:] if t in ".,;:!?")[:1])
+        out[-1] = replace(out[-1], mark=tokens[at] if at < len(tokens) and tokens[at] in ".,;:!?" else "")
     return mark_lists(mark_questions(out))
 
 
@@ -166,10 +163,10 @@ def meaning(word: Word, strength: float) -> tuple[str, str, str, float, int]:
     return "beat", "beat", "relaxed", 0.0, 0
 
 
-def choose(parts: list[Segment], audio, words: list[Word], rate: float, rng) -> list[tuple[Word, Beat, tuple]]:
+def choose(parts: list[Segment], speech, words: list[Word], rate: float, tempo: float, rng) -> list[tuple[Word, Beat, tuple]]:
     """The words that get a gesture: the best accented or most telling ones, SPACING s apart; without words the accents alone.
-    `rate` 1 is an average gesturer, below it weak accents go without."""
-    accents, found = vowel_accents(parts, audio), []
+    `rate` 1 is an average gesturer, below it weak accents go without and gestures are further apart."""
+    accents, found, latest = vowel_accents(parts, speech.audio), [], float(speech.duration) - 0.12 - QUICK_RETRACT
     if not words:
         words = [Word("", a.time - 0.1, a.time + 0.1) for a in accents]
     for w in words:
@@ -182,16 +179,18 @@ def choose(parts: list[Segment], audio, words: list[Word], rate: float, rng) -> 
         if mere and asks[0] != "list":
             asks = ("beat", "beat", "relaxed", 0.0, 0)
         score = accent.strength + asks[3]
-        if score >= 0.42 + 0.5 * (1 - rate) and accent.strength >= 0.12:
+        fits = FROM_REST + 0.02 + PHASES[asks[0]][1] / tempo <= accent.time <= latest
+        if fits and score >= 0.42 + 0.5 * (1 - rate) and accent.strength >= 0.12:
             found.append((score, w, accent, asks))
     kept: list[tuple] = []
+    spacing = SPACING / np.clip(rate, 0.4, 1)
     for _, w, accent, asks in sorted(found, key=lambda f: -f[0]):
-        if all(abs(accent.time - k[1].time) >= (ITEM_SPACING if asks[0] == k[2][0] == "list" else SPACING) for k in kept):
+        if all(abs(accent.time - k[1].time) >= (ITEM_SPACING if asks[0] == k[2][0] == "list" else spacing) for k in kept):
             kept.append((w, accent, asks))
     return sorted(kept, key=lambda k: k[1].time)
 
 
-def which_hand(kind: str, pose: str, strength: float, handedness: float) -> str:
+def which_hand(kind: str, strength: float, handedness: float) -> str:
     """Hand of a gesture: pointing and counting use the better hand, strong beats and open palms both unless one is much better."""
     better, bias = ("L" if handedness > 0 else "R"), abs(handedness)
     if bias > 0.85 or kind in ("deictic", "list"):
@@ -209,32 +208,36 @@ def plan_gestures(speech, parts: list[Segment], tempo: float, handedness: float,
     Returns: gestures whose arms start and end the clip at rest; accents too near to either end get none.
     """
     words = read_words(getattr(speech, "text", ""), getattr(speech, "words", None) or [])
+    spoken = phrases(parts)
     out: list[Gesture] = []
-    for word, accent, (kind, pose, shape, _, step) in choose(parts, speech.audio, words, rate, rng):
+    for word, accent, (kind, pose, shape, _, step) in choose(parts, speech, words, rate, tempo, rng):
         least, stroke, hold = (x / tempo for x in PHASES[kind])
         apex, strength = accent.time, accent.strength
         begin = apex - stroke - PREPARE / tempo
-        free = 0.02
-        if out and begin - out[-1].hold < BRIDGE:
-            free = out[-1].apex + 0.08
-        resting = not out or begin - out[-1].hold >= BRIDGE
-        if apex - stroke - (FROM_REST if resting else least) < free or apex + 0.08 + QUICK_RETRACT > float(speech.duration) - 0.04:
+        begins, ends = next((p for p in spoken if p[0] <= apex <= p[1]), (apex, apex))
+        bridged = bool(out) and begin - out[-1].apex < BRIDGE
+        if bridged:
+            start = max(begin, out[-1].apex + 0.08)
+        else:
+            start = max(min(begin, max(begins - 0.15, begin - EARLY)), out[-1].apex + BRIDGE - 0.4 if out else 0.02)
+        if apex - stroke - (least if bridged else FROM_REST) < start:
             continue
-        start = max(begin, free)
         if out:
-            out[-1] = release(out[-1], start, tempo)
-        hold = max(apex + hold, min(word.end, apex + 0.25) if kind != "beat" else 0.0)
-        hand = which_hand(kind, pose, strength, handedness)
+            out[-1] = (
+                replace(out[-1], hold=min(out[-1].hold, start), end=start, rests=False)
+                if bridged
+                else retract(out[-1], tempo, start)
+            )
+        hold = max(apex + hold, min(word.end, apex + 0.25) if kind != "beat" else 0.0, min(ends - 0.2, apex + EARLY))
+        hand = which_hand(kind, strength, handedness)
         out.append(Gesture(kind, hand, word.text, pose, shape, start, apex - stroke, apex, hold, hold, strength, step))
     if out:
-        out[-1] = release(out[-1], float(speech.duration) + 9, tempo, float(speech.duration) - 0.04)
+        out[-1] = retract(out[-1], tempo, float(speech.duration) - 0.04)
     return out
 
 
-def release(g: Gesture, following: float, tempo: float, latest: float = np.inf) -> Gesture:
-    """What comes after the hold: the next preparation at `following` s if that is near, else back to rest, by `latest` s."""
-    if following - g.hold < BRIDGE:
-        return replace(g, hold=min(g.hold, following), end=following)
-    down = max(QUICK_RETRACT, min(RETRACT / tempo, latest - g.hold))
+def retract(g: Gesture, tempo: float, latest: float) -> Gesture:
+    """Back to rest after the hold, by `latest` s, for which the hold may be cut."""
+    down = np.clip(latest - g.hold, QUICK_RETRACT, RETRACT / tempo)
     hold = min(g.hold, latest - down)
-    return replace(g, hold=hold, end=hold + down)
+    return replace(g, hold=float(hold), end=float(hold + down))

@@ -50,23 +50,23 @@ SHAPES = {
 
 @dataclass(frozen=True)
 class HandAxes:
-    """Unit axes of one hand in the rest pose, mirrored on the right so that the same angle does the same thing."""
+    """Unit axes of rotation of one hand in the rest pose: the same angle does the same thing on both sides."""
 
     across: np.ndarray  # (3,) bends the fingers towards the palm
     normal: np.ndarray  # (3,) out of the palm; turns a finger towards the little finger
-    along: np.ndarray  # (3,) from wrist to knuckles
+    along: np.ndarray  # (3,) along the fingers; turns the palm (and the thumb before it) towards the other fingers
     thumb: np.ndarray  # (3,) bends the thumb's end joints
 
 
 def hand_axes(body: Body, side: str) -> HandAxes:
-    """Axes of the hand of `side` ("L" or "R") from the rest positions of its joints."""
-    at = lambda name: body.joint_template[body.joint(f"{name}.{side}")].double().cpu().numpy()  # noqa: E731
-    sign = 1.0 if side == "L" else -1.0
+    """Axes of the hand of `side` ("L" or "R") from the rest positions of the left hand's joints, mirrored for the right."""
+    at = lambda name: body.joint_template[body.joint(f"{name}.L")].double().cpu().numpy()  # noqa: E731
     across = _unit(at("finger5-1") - at("finger2-1"))
     along = at("finger3-1") - at("wrist")
     along = _unit(along - (along @ across) * across)
-    thumb = np.cross(at("finger1-2") - at("finger1-1"), at("finger1-3") - at("finger1-2"))
-    return HandAxes(sign * across, np.cross(along, across) * sign, along, _unit(thumb))
+    thumb = _unit(np.cross(at("finger1-2") - at("finger1-1"), at("finger1-3") - at("finger1-2")))
+    turn = np.array([1.0, 1.0, 1.0] if side == "L" else [1.0, -1.0, -1.0])  # axes of rotation are mirrored like this
+    return HandAxes(turn * across, turn * np.cross(along, across), turn * along, turn * thumb)
 
 
 def shape_rotations(body: Body, side: str, shape: HandShape) -> dict[str, np.ndarray]:
@@ -78,8 +78,7 @@ def shape_rotations(body: Body, side: str, shape: HandShape) -> dict[str, np.nda
             out[f"finger{finger}-{joint}.{side}"] = axes.across * bend
         out[f"finger{finger}-1.{side}"] = out[f"finger{finger}-1.{side}"] + axes.normal * shape.spread * (finger - 3.3)
     opposition, inward, bend = shape.thumb
-    sign = 1.0 if side == "L" else -1.0
-    out[f"finger1-1.{side}"] = sign * axes.along * opposition + axes.normal * inward
+    out[f"finger1-1.{side}"] = axes.along * opposition + axes.normal * inward
     out[f"finger1-2.{side}"] = axes.thumb * bend
     out[f"finger1-3.{side}"] = axes.thumb * bend
     return out

@@ -145,7 +145,7 @@ def shifts(times, spoken, rng) -> np.ndarray:
     keys, rows = [0.0], [np.zeros(3)]
     for start, _ in spoken:
         keys += [max(start - 0.35, keys[-1] + 0.01), max(start + 0.65, keys[-1] + 0.9)]
-        rows += [rows[-1], np.array([0.012, 0.030, 0.030]) * rng.uniform(-1, 1, 3)]
+        rows += [rows[-1], np.array([0.015, 0.045, 0.045]) * rng.uniform(-1, 1, 3)]
     return glide(times, keys, np.stack(rows))
 
 
@@ -180,7 +180,7 @@ def arm_motion(body: Body, times, gestures, beats, energy, pulse, style: Style, 
         small = [b for b in beats if all(abs(b.time - g.apex) > 0.2 for g in gestures)]
         accents = small + [b for b in beats if b not in small]
         late = stroke_curve(times, accents, 0.06 + 0.02 * rng.uniform(-1, 1)) * lift  # the wrist follows
-        follow = lift * min(share, 1) * (0.35 * stroke_curve(times, small) + 0.6 * pulse)
+        follow = lift * min(share, 1) * (0.6 * stroke_curve(times, small) + 0.7 * pulse)
         drift = np.stack([wander(times, rng, 0.15, 0.5) for _ in range(3)], 1) * (0.012 * lift)[:, None]
         out[:, own.joints] = track + follow[:, None, None] * own.strokes["middle"]
         out[:, body.joint(f"upperarm01.{side}")] += drift
@@ -235,17 +235,14 @@ def add_upper_face(curves, times, beats, gestures, spoken, head, duration, style
 
 def blinks(times, spoken, duration: float, rng) -> np.ndarray:
     """Eyelid curve (T,): 15-20 blinks a minute, likelier where a phrase ends; lids fall in 90 ms, stay 50 ms, rise in 160 ms."""
-    wanted = [end + rng.uniform(-0.05, 0.15) for _, end in spoken if rng.uniform() < 0.4]
-    t = rng.uniform(0.4, 3.5)
-    while t < duration:
-        wanted.append(t)
-        t += 1.2 + rng.gamma(3.0, 1.15)
-    out, last = np.zeros(len(times)), -9.0
-    for t in sorted(wanted):
-        if t - last > 1.0 and t + 0.1 < duration:
-            out = np.maximum(out, keyed(times, [t - 0.09, t, t + 0.05, t + 0.21], [0, 1, 1, 0]))
-            last = t
-    return out
+    ends = [end + rng.uniform(-0.05, 0.15) for _, end in spoken if rng.uniform() < 0.35]
+    out, t, last = np.zeros(len(times)), rng.uniform(0.3, 4.2), -9.0
+    while True:
+        t = min([t, *(e for e in ends if e > last + 0.8)])  # a phrase end takes the place of the blink that was due
+        if t + 0.1 >= duration:
+            return out
+        out = np.maximum(out, keyed(times, [t - 0.09, t, t + 0.05, t + 0.21], [0, 1, 1, 0]))
+        t, last = t + 1.0 + rng.gamma(3.0, 0.87), t
 
 
 def glances(times, duration: float, rng) -> tuple[np.ndarray, np.ndarray]:

@@ -10,8 +10,8 @@ import torch
 from aa.body import load_body, load_people, rotvec_to_matrix
 from aa.errors import InputError
 from aa.gestures import EASE_ARM, GESTURES, find_beats, posture
-from aa.performer import AT_EASE, Style, at_ease, lip_aperture, perform
-from aa.visemes import BILABIAL, LIP_LOWER, LIP_UPPER, PHONEMES, articulate, segments
+from aa.performer import AT_EASE, Style, at_ease, blinks, lip_aperture, perform
+from aa.visemes import BILABIAL, LIP_LOWER, LIP_UPPER, PHONEMES, UPPER_TEETH, articulate, segments
 
 SENTENCES = (  # IPA as espeak writes it, a space is a pause of half a second
     "p l ˈiː z b ɹ ˈɪ ŋ ð ə b ˈɪ ɡ m ˈæ p   ð ˈɛ n m ˈuː v f ˈaɪ v ˈoʊ l d t ˈaʊ ɚ z ˌoʊ v ɚ ð ə h ˈɪ l",
@@ -89,6 +89,122 @@ def test_lips_close_for_other_faces_too(body, speeches, shows):
     gap = (v[..., LIP_UPPER, 2] - v[..., LIP_LOWER, 2]).clamp_min(0) * 1000  # rest pose: up is z
     assert gap.median() < 0.5
     assert gap.max() < 2.0
+
+
+GROUPS = {  # how the middle of a sound must look, mm: gap of the lips, width of the mouth and how far the lips are protruded
+    "i": "gap 2..7 width 53..60 lips -3..3", "ɑ": "gap 9..16 width 46..54.5 lips -5..2", "æ": "gap 9..16 width 48..55 lips -5..2",
+    "u": "gap 2..8 width 41..46 lips 4..9", "w": "gap 1..6 width 40..46 lips 4..9", "o": "gap 6..12 width 42..48.5 lips 1..7",
+    "s": "gap 2..7 width 50..56 lips -2..3", "ʃ": "gap 4..10 width 43..49.5 lips 2..7", "f": "gap 1..3 width 48..56 lips -4..-1",
+    "v": "gap 1..3 width 48..56 lips -4..-1", "b": "gap 0..0.3 width 48..58 lips -2..3", "θ": "gap 3..9", "l": "gap 3..9",
+}  # fmt: skip
+CORNERS, TONGUE_TIP = (7151, 3720), 13450  # vertices: corners of the mouth, left and right; tip of the tongue
+
+
+def mouth(body, speech, times):
+    """Curves (T,) in mm at `times`: gap, width, protrusion of the lips, how far the lower lip is under the edge of the upper teeth
+    and from it, how far the tongue stands out of the teeth."""
+    curves = articulate(speech.phonemes, speech.audio, times, speech.duration)
+    actions = torch.zeros(len(times), len(body.action_names))
+    for name, c in curves.items():
+        actions[:, body.action(name)] = torch.as_tensor(c).float()
+    v = 1000 * body.select(torch.tensor([LIP_UPPER, LIP_LOWER, *CORNERS, UPPER_TEETH, TONGUE_TIP])).rest(actions=actions)
+    upper, lower, left, right, teeth, tongue = v.unbind(1)
+    lips = -500 * (body.v_template[LIP_UPPER, 1] + body.v_template[LIP_LOWER, 1])
+    return {
+        "gap": (upper - lower)[:, 2].clamp_min(0), "width": (left - right).norm(dim=1), "lips": -0.5 * (upper + lower)[:, 1] - lips,
+        "under teeth": (teeth - lower)[:, 2], "to teeth": (teeth - lower).norm(dim=1), "tongue": (teeth - tongue)[:, 1],
+    }  # fmt: skip
+
+
+def between(first, symbol, last):
+    """A hum in which `symbol` (0.1 s) stands between two sounds and schwas."""
+    spoken = [("ə", 0.3, 0.4), (first, 0.4, 0.5), (symbol, 0.5, 0.6), (last, 0.6, 0.7), ("ə", 0.7, 0.8), ("_", 0.8, 1.2)]
+    audio = (0.2 * np.sin(2 * np.pi * 140 / 16000 * np.arange(19200))).astype(np.float32)
+    audio[:4800] = audio[12800:] = 0
+    return SimpleNamespace(audio=audio, phonemes=[("_", 0.0, 0.3), *spoken], duration=1.2)
+
+
+@pytest.mark.parametrize("symbol", GROUPS)
+def test_every_viseme_reaches_its_shape_between_any_neighbours(body, symbol):
+    wanted = GROUPS[symbol].split()
+    for first in ("t", "ɑ", "i", "k"):
+        m = mouth(body, between(first, symbol, first), np.array([0.55]))
+        for name, span in zip(wanted[::2], wanted[1::2]):
+            low, high = (float(x) for x in span.split(".."))
+            assert low - 0.01 <= m[name] <= high, f"{name} {float(m[name]):.1f} mm after {first}"
+
+
+def test_lower_lip_meets_the_upper_teeth_in_f_and_v(body):
+    for symbol in "fv":
+        for around in ("ɑ", "u", "i", "b", "s"):
+            m = mouth(body, between(around, symbol, around), np.array([0.54, 0.55]))
+            assert m["under teeth"].max() < 2.0  # seen from the front the lip is at the teeth's edge; at rest it is 1.1 mm below it
+            assert m["to teeth"].max() < 5.5  # drawn back towards them: 9.4 mm at rest, 4.3 mm at the limit of the facial actions
+
+
+def test_the_tongue_shows_in_th_and_a_little_in_l(body):
+    tongue = {s: max(float(mouth(body, between(a, s, a), np.array([0.55]))["tongue"]) for a in "ɑi") for s in "θðltk"}
+    least = {s: min(float(mouth(body, between(a, s, a), np.array([0.55]))["tongue"]) for a in "ɑi") for s in "θðl"}
+    print({s: round(x, 1) for s, x in tongue.items()}, "mm out of the teeth")
+    assert min(least["θ"], least["ð"]) > 0  # between the teeth
+    assert least["l"] > max(tongue["t"], tongue["k"]) + 1.0
+
+
+def test_rounding_starts_before_its_sound_and_other_openings_do_not(body):
+    times = np.arange(0.3, 0.8, 0.002)
+    speech = between("t", "u", "t")
+    pucker = articulate(speech.phonemes, speech.audio, times, speech.duration)["mouthPucker"]
+    speech = between("t", "ɑ", "t")
+    jaw = articulate(speech.phonemes, speech.audio, times, speech.duration)["jawOpen"]
+    half = [times[np.argmax(c > 0.5 * (c[(times > 0.5) & (times < 0.6)].max() + c[times < 0.45].min()))] for c in (pucker, jaw)]
+    print(f"half way at {half[0]:.3f} s (rounding) and {half[1]:.3f} s (jaw) for a sound from 0.5 s")
+    assert half[0] < half[1] - 0.02
+    assert half[0] < 0.49
+
+
+def test_neighbours_blend(body):
+    """The same schwa is narrower between w than between i; nothing jumps."""
+    narrow, wide = (float(mouth(body, between(a, "ə", a), np.array([0.55]))["width"]) for a in "wi")
+    assert narrow < wide - 3
+    times = np.arange(0.3, 0.9, 0.005)
+    for a, s in (("b", "ɑ"), ("f", "u"), ("w", "i"), ("m", "æ")):
+        m = mouth(body, between(a, s, a), times)
+        for name in ("gap", "width", "lips"):
+            assert m[name].diff().abs().max() < 3.0, f"{name} in {a}{s}{a}"  # mm in 5 ms
+
+
+def test_lips_shut_within_a_twentieth_of_the_range(body):
+    shut = []
+    for seed in range(6):
+        for text in SENTENCES:
+            speech = talk(text, seed)
+            t = (np.arange(round(25 * speech.duration)) + 0.5) / 25
+            y = mouth(body, speech, t)["gap"].numpy()
+            for symbol, start, end in speech.phonemes:
+                if symbol in BILABIAL:
+                    inside = np.abs(t - (start + end) / 2) <= max(
+                        0.0201, (end - start) / 2
+                    )  # a frame in the sound or nearest to it
+                    shut.append(y[inside].min() <= 0.05 * (y.max() - y.min()))
+    assert len(shut) >= 50
+    assert np.mean(shut) >= 0.95
+
+
+def test_people_blink_at_a_natural_rate(body, speeches):
+    """15 to 20 a minute in silence and in speech, more often where a phrase ends."""
+    rng = np.random.default_rng(0)
+    times = (np.arange(25 * 300) + 0.5) / 25
+    talking = [(a, a + 3.0) for a in np.arange(1.0, 295.0, 4.0)]
+    counts = []
+    for spoken in ([], talking):
+        lid = [blinks(times, spoken, 300.0, rng) for _ in range(4)]
+        starts = [np.flatnonzero((c[1:] > 0.5) & (c[:-1] <= 0.5)) / 25 for c in lid]
+        counts.append(np.mean([len(s) for s in starts]) / 5)
+    phase = np.concatenate(starts) % 4.0  # phrases end at 0
+    print(f"{counts[0]:.1f} and {counts[1]:.1f} blinks a minute")
+    assert min(counts) >= 15
+    assert max(counts) <= 20.5
+    assert np.mean((phase < 0.4) | (phase > 3.8)) > 1.5 * 0.6 / 4
 
 
 def test_open_vowels_open_and_close_vowels_less(body, speeches, shows):
