@@ -9,7 +9,7 @@ import numpy as np
 
 from aa.body import Body
 from aa.cospeech import BRIDGE, Gesture
-from aa.gestures import arm_rotations, posture
+from aa.gestures import arm_rotations
 from aa.handshapes import SHAPES, hand_axes, shape_rotations
 
 # Posture of the left arm as in aa.gestures: upper arm, forearm, roll; then wrist: flexion (towards the palm) and deviation (towards
@@ -137,8 +137,3 @@ def glide(times, keys, rows) -> np.ndarray:
     x = np.clip((times - keys[k]) / (keys[k + 1] - keys[k]), 0, 1)
     w = (10 * x**3 - 15 * x**4 + 6 * x**5).reshape(-1, *[1] * (rows.ndim - 1))
     return rows[k] + w * (rows[k + 1] - rows[k])
-
-
-def resting(body: Body, own: Postures, arm) -> np.ndarray:
-    """Rows (n, 3) of the posture `arm` with relaxed fingers."""
-    return posture(body, arm)[own.joints]
