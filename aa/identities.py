@@ -132,8 +132,9 @@ def sample_identity(seed: int) -> Identity:
     pattern, neckline, sleeve = (pick(PATTERNS), pick(NECKLINES), pick((0.72, 1.45, 1.93, 1.93)))
     trousers, shoes = (pick(TROUSERS), pick(((0.09, 0.08, 0.08), (0.30, 0.19, 0.12), (0.75, 0.74, 0.72))))
     shaped, height = adult_height(betas[chosen], sex)
+    shape = tuple(round(b, 4) for b in shaped.tolist())  # least squares differ in the last bit from process to process
     plain = Identity(
-        tuple(shaped.tolist()), sex, age, skin, skin, iris, hair, hair, style, curl, stubble, freckles, shirt, shirt2, pattern,
+        shape, sex, age, skin, skin, iris, hair, hair, style, curl, stubble, freckles, shirt, shirt2, pattern,
         neckline, sleeve, trousers, shoes, int(seed), height,
     )  # fmt: skip
     return features(plain, dark)
