@@ -282,3 +282,13 @@ def test_detectors_find_a_portrait():
     assert person.hands["left"] is not None
     assert person.hands["right"] is not None
     assert abs(person.yaw) < 8
+
+
+def test_drift_leaves_the_stage_as_it_was(scene):
+    """A person filmed clean before and after a drifting take is the same person, and the drift repeats."""
+    stage = Stage(scene.body, scene.identity)
+    take = lambda artefacts: film(scene.body, stage, scene.performance, None, scene.K, scene.view, SIZE, SIZE, artefacts=artefacts)  # noqa: E731
+    before, drifted = take(None), take(SYNC)
+    assert (take(None).frames == before.frames).all()
+    assert (take(SYNC).frames == drifted.frames).all()
+    assert (drifted.frames != before.frames).any()
