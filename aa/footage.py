@@ -41,14 +41,14 @@ class Recipe:
     frames: int = 75
     width: int = 256
     height: int = 256
-    samples: int = 1  # samples x samples rays a pixel
+    samples: int = 2  # samples x samples rays a pixel
     particles: int = 10_000  # size of the layout whose particles are tracked, 0: no tracks
 
 
 def make_recipes(
     count: int, size: int | tuple[int, int] = 256, seed: int = 0, split: str = "train", hybrid: float | bool | None = 0.5,
     alone: str = "studio-sync", seconds: float = 3.0, framings=FRAMINGS, clips_per_person: int = 4, voices=None,
-    samples: int = 1, particles: int = 10_000,
+    samples: int = 2, particles: int = 10_000,
 ) -> list[Recipe]:  # fmt: skip
     """Recipes of a set; number k does not depend on `count`, so a set can be extended.
 
