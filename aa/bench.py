@@ -5,7 +5,6 @@ them. Before each timed call the same call runs untimed, so that nothing compile
 the slow PyTorch reference only the first call, on a tiny picture.
 """
 
-import os
 import time
 from statistics import median
 
@@ -16,6 +15,7 @@ from aa.bench_memory import cuda_megabytes, peak_megabytes
 from aa.bench_scenes import PHASES, Size, build, make_steps, tiny
 from aa.errors import InputError
 from aa.raster import _gsplat, rasterize, rasterize_torch
+from aa.threads import cores
 
 REFERENCE_REPEATS = 3  # the reference takes seconds where the kernels take milliseconds
 REFERENCE_PAIRS = 20_000_000  # scenes with more blended pairs are compared with the reference only on request
@@ -42,11 +42,6 @@ def machine() -> dict:
         "torch": torch.__version__,
         "numba": numba.__version__,
     }
-
-
-def cores() -> int:
-    """CPU cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def default_threads() -> list[int]:

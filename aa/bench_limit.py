@@ -17,10 +17,10 @@ from unittest.mock import patch
 import numpy as np
 
 from aa import raster_numba
-from aa.raster_cpu import run_parallel
 from aa.raster_numba import ALPHA_MAX, T_STOP, TILE_H
 from aa.raster_project import ALPHA_MIN
 from aa.raster_simd import TILE_W, jit, vload, vstore, where_gt
+from aa.threads import run_parallel
 
 # Vector instructions for three channels, read off the source and checked against the assembly for AVX-512. A compare
 # and the selection it steers count as two, unless a mask merges the second; a number spread over a vector is one load.

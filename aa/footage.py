@@ -18,6 +18,7 @@ import numpy as np
 from aa.clips import Clip, DiskFull, intact, is_disk_full, read_facts, save_json
 from aa.errors import InputError
 from aa.media import FPS, SAMPLE_RATE
+from aa.threads import cores
 
 SOURCES = ("studio-hq", "studio-sync")
 FRAMINGS = ("upper", "upper", "face", "full")  # half of the clips show the upper body
@@ -221,8 +222,6 @@ def _made(folder: Path, missing: list[Recipe], workers: int | None, device: str)
     people = {}
     for recipe in missing:
         people.setdefault(recipe.identity, []).append(recipe)
-    from aa.stage import cores
-
     workers = min(cores() if workers is None else max(1, workers), len(missing))
     if workers <= 1:
         yield from (name for group in people.values() for name in _film_person(folder, group, device, None))

@@ -13,8 +13,9 @@ import torch
 
 from aa.canonical import Avatar, animate
 from aa.raster import rasterize
-from aa.raster_cpu import CHUNK, run_parallel
+from aa.raster_cpu import CHUNK
 from aa.raster_simd import jit
+from aa.threads import run_parallel
 from aa.transfer import Deformation, Transfer
 
 ROWS = 32  # lines of the picture per task

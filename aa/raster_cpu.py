@@ -1,14 +1,10 @@
-"""The CPU back-end of the rasteriser as PyTorch functions: numba kernels called from a thread pool.
+"""The CPU back-end of the rasteriser as PyTorch functions: numba kernels called from a pool of threads (`aa.threads`).
 
-Threads of our own rather than numba's: they may be used from several Python threads at once, survive a fork, and do
-not spin while waiting. Their number is `torch.get_num_threads()`; results do not depend on it.
+Their number is `torch.get_num_threads()`; results do not depend on it.
 """
 
-import os
 import sys
 import threading
-from concurrent.futures import ThreadPoolExecutor
-from functools import lru_cache
 
 import numpy as np
 import torch
@@ -16,30 +12,10 @@ import torch
 from aa import raster_bins as binning
 from aa import raster_numba as kernels
 from aa import raster_project as projection
+from aa.threads import run_parallel
 
 MOST = binning.MOST  # Gaussians in one call
 CHUNK = 2048  # Gaussians per task of the projection; fixed, so that sums over Gaussians keep their order
-
-
-@lru_cache(maxsize=4)
-def _pool(process, threads):
-    """Thread pool of this process: a forked child has another process id and starts its own."""
-    return ThreadPoolExecutor(threads, thread_name_prefix="aa-raster")
-
-
-def run_parallel(task, count, threads):
-    """Call task(0) ... task(count - 1) on `threads` threads, this one included, each taking the next one left."""
-    left = iter(range(count))
-
-    def work():
-        for k in left:
-            task(k)
-
-    helpers = min(threads, count) - 1
-    futures = [_pool(os.getpid(), threads).submit(work) for _ in range(helpers)] if helpers > 0 else []
-    work()
-    for future in futures:
-        future.result()
 
 
 class CompileNotice:

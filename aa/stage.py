@@ -1,9 +1,6 @@
 """The studio's stage: cameras, a dressed person on a device, and photographs of it by ray casting."""
 
 import math
-import os
-from concurrent.futures import ThreadPoolExecutor
-from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -18,6 +15,7 @@ from aa.identities import Identity
 from aa.look import look_of
 from aa.shader import Surface, first_hit, occlusion, shade
 from aa.skinning import TILE, Skin, cover_kernel
+from aa.threads import cores, run_parallel
 from aa.wardrobe import KINDS, Figure, dress
 
 wp.config.log_level = wp.LOG_WARNING  # no greeting
@@ -72,7 +70,7 @@ class Stage:
     def __init__(self, body: Body, identity: Identity, device: str = "cpu", threads: int | None = None):
         self.device = str(device)
         self.threads = cores() if threads is None else max(1, int(threads))
-        self.pool, self.behind = None, None
+        self.behind = None
         self.figure: Figure = dress(body, identity)
         self.body = self.figure.body.to(device)
         self.drawn = ~torch.isin(body.face_region, torch.tensor([REGIONS.index(n) for n in HELPERS], device=body.device))
@@ -103,13 +101,11 @@ class Stage:
         """Run a kernel whose first input is the first of its `count` items, `width` threads each, shared among CPU threads."""
         pieces = 1 if self.threads == 1 or self.device != "cpu" else min(4 * self.threads, max(1, count * width // 2000))
         edges = [count * k // pieces for k in range(pieces + 1)]
-        run = lambda a, b: wp.launch(kernel, (b - a) * width, [a, *inputs], device=self.device)  # noqa: E731
-        if pieces == 1:
-            return run(0, count)
-        if self.pool is None:
-            self.pool = ThreadPoolExecutor(self.threads)
-        for done in [self.pool.submit(run, a, b) for a, b in pairwise(edges)]:
-            done.result()
+
+        def run(k):
+            wp.launch(kernel, (edges[k + 1] - edges[k]) * width, [edges[k], *inputs], device=self.device)
+
+        run_parallel(run, pieces, self.threads)
 
     def bake(self) -> torch.Tensor:
         """The figure's mask (M, 4) with ambient occlusion; lids count as open when they are so in a blink."""
@@ -201,11 +197,6 @@ class Stage:
         hit = out.numpy()
         u, v = hit[:, 2], hit[:, 3]
         return hit[:, 0], hit[:, 1].astype(int), np.stack([u, v, 1 - u - v], 1)
-
-
-def cores() -> int:
-    """Processor cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def part_of_triangles(figure: Figure, body: Body) -> np.ndarray:
