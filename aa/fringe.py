@@ -13,8 +13,8 @@ from scipy.spatial import cKDTree
 from aa.align import solid_faces
 from aa.body import Body
 from aa.gaussians import FACE_REGIONS
-from aa.paint import View
 from aa.particles import Particles, grid
+from aa.view import View
 
 SPACING = 2.2  # px between neighbours
 THICK = 0.035  # m, half of the greatest thickness

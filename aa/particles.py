@@ -9,8 +9,10 @@ from scipy.spatial import cKDTree
 
 from aa.align import solid_faces
 from aa.body import REGIONS, Body, matrix_to_quat, quat_multiply, vertex_normals
+from aa.facepaint import LID_MM, blink_actions, blink_mm
 from aa.gaussians import Gaussians, Layout
-from aa.paint import LID_MM, View, blink_actions, blink_mm, materials, paint, project, sample, spread, visible
+from aa.paint import materials, paint, spread
+from aa.view import View, project, sample, visible
 
 THIN = 0.15  # thickness of a surface particle over its radius
 COVER, COVER_HIDDEN = 0.58, 0.9  # radius (standard deviation) over spacing; what the photo hides need not be sharp

@@ -5,9 +5,9 @@ import numpy as np
 import torch
 
 from aa.gaussians import Gaussians
-from aa.paint import View, project
 from aa.particles import Particles
 from aa.raster import rasterize
+from aa.view import View, project
 
 LARGER = 0.2  # greatest change of a log size
 SLIDE = 0.7  # radii by which a particle may move along the surface

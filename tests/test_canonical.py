@@ -140,8 +140,8 @@ def test_save_and_load(avatar, tmp_path):
 
 def test_hidden_particles_are_left_alone(body):
     """Refinement changes what the photo shows and nothing else."""
-    from aa.paint import View
     from aa.particles import Particles
+    from aa.view import View
 
     rng = torch.Generator().manual_seed(0)
     n, size = 200, 32
