@@ -9,19 +9,25 @@ import numpy as np
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
+from scipy.spatial import cKDTree
 
+from aa.bluenoise import cells, on_triangles, poisson_disk
 from aa.body import ASSETS, HELPERS, REGIONS, Body, matrix_to_quat
 
 SH_C0 = 0.28209479177387814  # zeroth spherical harmonic: 3DGS .ply files store colour by it
 PARTS = ("body", "face", "hand")
 # Particles per unit area relative to the torso: dense where speech is read, sparse elsewhere (Sec. 3).
 DENSITY = {
-    "torso": 1.0, "neck": 2.5, "upperarm": 1.0, "forearm": 1.5, "hand": 5.0, "leg": 0.7, "foot": 0.8, "face": 16.0, "scalp": 5.0,
-    "ear": 8.0, "lips": 50.0, "mouth": 5.0, "eyelid": 40.0, "eye_cavity": 0.5, "eye": 20.0, "tongue": 6.0, "teeth": 14.0,
+    "torso": 1.0, "neck": 2.5, "upperarm": 1.0, "forearm": 1.5, "hand": 5.0, "leg": 0.7, "foot": 1.5, "face": 16.0, "scalp": 5.0,
+    "ear": 12.0, "lips": 50.0, "mouth": 5.0, "eyelid": 40.0, "eye_cavity": 4.0, "eye": 20.0, "tongue": 6.0, "teeth": 14.0,
     "nail": 6.0,
 }  # fmt: skip
 FACE_REGIONS = ("face", "lips", "mouth", "eyelid", "eye_cavity", "eye", "tongue", "teeth")
 HAND_REGIONS = ("hand", "nail")
+PER_CELL = 40  # points by which the cell of a particle is measured
+LONGEST = {"eye_cavity": 0.002}  # m, reach of cells in regions that are strongly bent
+COVER = 2.1  # radius of a disc (standard deviation) over the root of its cell's moment: gaps are closed, edges stay sharp
+THIN = 0.25  # thickness of a disc over its smaller radius
 
 
 @dataclass(frozen=True)
@@ -88,8 +94,10 @@ class Layout:
     bary: torch.Tensor  # (N, 3) barycentric weights, rows sum to 1
     part: torch.Tensor  # (N,) index into PARTS
     region: torch.Tensor  # (N,) index into aa.body.REGIONS
-    spacing: torch.Tensor  # (N,) m, distance to the next particles on the mean body
+    spacing: torch.Tensor  # (N,) m, distance to the next particles on the mean body, the same in a region
     name: str  # "n-seed", identifies the layout in files
+    # (N, 2, 2) second moments of the surface nearest to each particle, in units of its triangle's edges a-b and a-c
+    cell: torch.Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.tri)
@@ -101,19 +109,40 @@ class Layout:
 
     def frames(self, vertices: torch.Tensor) -> torch.Tensor:
         """Tangent frames (..., N, 3, 3), columns (along an edge, across, outward normal), of a posed body (..., V, 3)."""
-        a, b, c = vertices[..., self.corners.flatten(), :].unflatten(-2, (-1, 3)).unbind(-2)
-        t = torch.nn.functional.normalize(b - a, dim=-1)
-        n = torch.nn.functional.normalize(torch.linalg.cross(b - a, c - a), dim=-1)
-        return torch.stack([t, torch.linalg.cross(n, t), n], -1)
+        return _triangle_frames(self._triangles(vertices))
 
-    def gaussians(self, vertices: torch.Tensor, colors: torch.Tensor, opacity: float = 0.95) -> Gaussians:
-        """Flat discs on the surface: tangential radius from the spacing, a fifth of it across (anisotropic start)."""
-        flat = torch.tensor([0.62, 0.62, 0.15], device=vertices.device)
-        logit = math.log(opacity / (1 - opacity))
-        return Gaussians(
-            self.place(vertices), matrix_to_quat(self.frames(vertices)), (self.spacing[:, None] * flat).log(),
-            torch.full((len(self),), logit, device=vertices.device), colors,
-        )  # fmt: skip
+    def discs(self, vertices: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """The ellipses that cover a body (V, 3): frames (N, 3, 3), columns (long axis, short axis, normal), and radii (N, 2) m.
+
+        A cell belongs to the triangle it lies on: where a person is broader than the mean, or skin is stretched along one
+        direction, the ellipse is as well. Its axes are those of the second moment E M E^T, E the edges of the triangle.
+        """
+        if self.cell is None:
+            raise ValueError(f"the layout {self.name} does not know the cells of its particles")
+        triangles = self._triangles(vertices)
+        edges = _edges(triangles)
+        moment, axes = torch.linalg.eigh(edges @ self.cell @ edges.mT)  # ascending
+        radii, axes = COVER * moment.clamp_min(1e-12).flip(-1).sqrt(), axes.flip(-1)
+        frame = _triangle_frames(triangles)
+        along, normal = frame[..., :2] @ axes[..., :1], frame[..., 2]
+        across = torch.linalg.cross(normal, along[..., 0])
+        return torch.stack([along[..., 0], across, normal], -1), radii
+
+    def gaussians(self, vertices: torch.Tensor, colors: torch.Tensor, opacity: float = 0.95, height=None) -> Gaussians:
+        """Flat discs on the surface (V, 3), each as long and wide as the particles around it are far (anisotropic start).
+
+        height (N,) m lifts them off along the normal: hair.
+        """
+        frames, radii = self.discs(vertices)
+        means, scales = self.place(vertices), torch.cat([radii, THIN * radii[:, 1:]], 1)
+        if height is not None:
+            means = means + height[:, None] * frames[..., 2]
+        logits = torch.full_like(means[:, 0], math.log(opacity / (1 - opacity)))
+        return Gaussians(means, matrix_to_quat(frames), scales.log(), logits, colors)
+
+    def _triangles(self, vertices: torch.Tensor) -> torch.Tensor:
+        """Corners (..., N, 3, 3) of the particles' triangles."""
+        return vertices[..., self.corners.flatten(), :].unflatten(-2, (-1, 3))
 
     def to(self, device) -> "Layout":
         return replace(self, **{k: v.to(device) for k, v in vars(self).items() if torch.is_tensor(v)})
@@ -123,113 +152,128 @@ def make_layout(body: Body, n: int, seed: int = 0) -> Layout:
     """Blue-noise particles on the body: Poisson-disk elimination with a radius per region, then exactly `n` of them.
 
     Random placement leaves holes through which hidden layers leak. Helper geometry carries none; inner mouth, teeth, tongue
-    and eyeballs do.
+    and eyeballs do. 60 000 particles take about 20 s.
     """
     if n < 500:
         raise ValueError(f"a layout needs at least 500 particles to cover a body, got {n}")
+    density = torch.tensor([DENSITY.get(name, 0.0) for name in REGIONS])[body.face_region.cpu()].numpy()
+    return _sample(body, density * _near_features(body), n, seed)
+
+
+def make_hair(body: Body, n: int, seed: int = 0) -> Layout:
+    """Hair as its own `n` particles: samples of the scalp, apart from the skin's there, that a person may lift off the skull.
+
+    `aa.hair.hair_height` says how far for the studio's people, `join_layouts` puts them behind the skin's particles, whose order
+    stays. They move with the scalp they stand on, so that any motion of the body is motion of the hair as well.
+    """
+    scalp = torch.zeros(len(body.faces))
+    scalp[body.region_faces("scalp")] = 1
+    hair = _sample(body, scalp.numpy(), n, seed)
+    return replace(hair, region=torch.full_like(hair.region, REGIONS.index("hair")), name=f"hair{hair.name}")
+
+
+def join_layouts(*layouts: Layout) -> Layout:
+    """All their particles in one layout, in order."""
+    names = ("tri", "corners", "bary", "part", "region", "spacing", "cell")
+    together = {k: torch.cat([getattr(layout, k) for layout in layouts]) for k in names}
+    return Layout(**together, name="+".join(layout.name for layout in layouts))
+
+
+def _sample(body: Body, density, n: int, seed: int) -> Layout:
+    """`n` particles with `density` (F,) per area, relative."""
     rng = np.random.default_rng(seed)
-    v, f = body.v_template.cpu().double().numpy(), body.faces.cpu().numpy()
-    region = body.face_region.cpu().numpy()
-    density = np.array([DENSITY.get(name, 0.0) for name in REGIONS])[region]
-    cross = np.cross(v[f[:, 1]] - v[f[:, 0]], v[f[:, 2]] - v[f[:, 0]])
-    area = 0.5 * np.linalg.norm(cross, axis=1)
-    density = density * _near_features(body, v[f].mean(1))
-    weight = area * density
-    tri = rng.choice(len(f), size=8 * n, p=weight / weight.sum())
-    u = np.sqrt(rng.random(8 * n))
-    w = rng.random(8 * n)
-    bary = np.stack([1 - u, u * (1 - w), u * w], 1)
-    points = (v[f[tri]] * bary[..., None]).sum(1)
+    f, region = body.faces.cpu().numpy(), body.face_region.cpu().numpy()
+    corners = body.v_template.cpu().double().numpy()[f]  # (F, 3, 3)
+    cross = np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])
+    normal = cross / np.linalg.norm(cross, axis=1, keepdims=True).clip(1e-15)
+    weight = 0.5 * np.linalg.norm(cross, axis=1) * density
+    tri, bary, points = on_triangles(corners, weight, 8 * n, rng)
     # A maximal Poisson-disk set holds about 0.75 points per squared radius; aim a little above n and thin out.
     radius = np.sqrt(0.75 * weight.sum() / n / density[tri])
-    kept = _poisson_disk(points, cross[tri] / np.linalg.norm(cross[tri], axis=1, keepdims=True), radius, n, rng)
-    tri, bary, radius = tri[kept], bary[kept], radius[kept]
-    part = np.zeros(len(kept), int)
-    part[np.isin(region[tri], [REGIONS.index(r) for r in FACE_REGIONS])] = 1
-    part[np.isin(region[tri], [REGIONS.index(r) for r in HAND_REGIONS])] = 2
+    kept = poisson_disk(points, normal[tri], radius, n, rng)
+    tri, bary, points, radius = tri[kept], bary[kept], points[kept], radius[kept]
+    seen, _, there = on_triangles(corners, weight, PER_CELL * n, rng)
+    frames = _triangle_frames(torch.from_numpy(corners[tri])).numpy()
+    cell = _within(cells(points, frames, there, normal[seen], radius), region[tri])
     t = torch.as_tensor
     return Layout(
-        t(tri), t(f[tri]), t(bary).float(), t(part), t(region[tri]), t(radius * 1.05).float(), f"{n}-{seed}"
+        t(tri), t(f[tri]), t(bary).float(), _parts(t(region[tri])), t(region[tri]), t(radius * 1.05).float(),
+        f"{n}-{seed}", _to_edges(t(cell), t(corners[tri])).float(),
     ).to(body.device)  # fmt: skip
 
 
+def _within(cell, region) -> np.ndarray:
+    """Cells (N, 2, 2) no longer than `LONGEST` allows in their region (N,): large discs in the eye sockets cut through the brow."""
+    for name, longest in LONGEST.items():
+        mine = region == REGIONS.index(name)
+        reach = np.sqrt(np.trace(cell[mine], axis1=1, axis2=2))
+        cell[mine] *= np.minimum(1, longest / reach)[:, None, None] ** 2
+    return cell
+
+
+def _triangle_frames(corners: torch.Tensor) -> torch.Tensor:
+    """Frames (..., 3, 3), columns (along an edge, across, normal), of triangles (..., 3, 3)."""
+    a, b, c = corners.unbind(-2)
+    t = torch.nn.functional.normalize(b - a, dim=-1)
+    n = torch.nn.functional.normalize(torch.linalg.cross(b - a, c - a), dim=-1)
+    return torch.stack([t, torch.linalg.cross(n, t), n], -1)
+
+
+def _edges(corners: torch.Tensor) -> torch.Tensor:
+    """Edges a-b and a-c (..., 2, 2) of triangles (..., 3, 3) as columns, in the tangents of `_triangle_frames`."""
+    edges = (corners[..., 1:, :] - corners[..., :1, :]).mT  # (..., 3, 2)
+    return _triangle_frames(corners)[..., :2].mT @ edges
+
+
+def _to_edges(cell: torch.Tensor, corners: torch.Tensor) -> torch.Tensor:
+    """Moments (N, 2, 2) in tangents of triangles (N, 3, 3) as moments in units of their edges: these hold for every person."""
+    inverse = torch.linalg.inv(_edges(corners))
+    return inverse @ cell @ inverse.mT
+
+
 def load_layout(body: Body, n: int = 40_000, path: Path | None = None) -> Layout:
-    """The shipped layout of 10 000 or 40 000 particles (assets/layouts.safetensors); any other size is made anew."""
+    """The shipped layout of 10 000, 40 000 or 60 000 particles (assets/layouts.safetensors); any other size is made anew."""
     with safe_open(path or ASSETS / "layouts.safetensors", "pt") as f:
         if f"{n}.tri" not in f.keys():  # noqa: SIM118
             return make_layout(body, n)
-        tri, bary, part, spacing = (f.get_tensor(f"{n}.{k}") for k in ("tri", "bary", "part", "spacing"))
-    tri, two = tri.long(), bary.float()
-    bary = torch.cat([two, 1 - two.sum(1, keepdim=True)], 1)
-    layout = Layout(tri, body.faces.cpu()[tri], bary, part.long(), body.face_region.cpu()[tri], spacing.float(), f"{n}-0")
-    return layout.to(body.device)
+        tri, bary, cell, spacing = (f.get_tensor(f"{n}.{k}") for k in ("tri", "bary", "cell", "spacing"))
+    tri = tri.long() + 32768
+    bary = torch.cat([bary.float(), 1 - bary.float().sum(1, keepdim=True)], 1)
+    corners, region = body.faces.cpu()[tri], body.face_region.cpu()[tri]
+    xx, xy, yy = (cell.double() * 1e-6).unbind(1)
+    cell = torch.stack([xx, xy, xy, yy], 1).unflatten(1, (2, 2))
+    cell = _to_edges(cell, body.v_template.cpu().double()[corners]).float()
+    part = _parts(region)
+    return Layout(tri, corners, bary, part, region, spacing.float(), f"{n}-0", cell).to(body.device)
 
 
-def save_layouts(layouts: list[Layout], path: Path) -> None:
-    """Write layouts compactly: triangle, two barycentric weights, part and spacing."""
+def save_layouts(body: Body, layouts: list[Layout], path: Path) -> None:
+    """Write layouts compactly, 14 bytes a particle: triangle, two barycentric weights, spacing and cell (mm^2, in tangents)."""
     tensors = {}
     for layout in layouts:
-        n = len(layout)
-        tensors |= {f"{n}.tri": layout.tri.int(), f"{n}.bary": layout.bary[:, :2].half().contiguous()}
-        tensors |= {f"{n}.part": layout.part.to(torch.uint8), f"{n}.spacing": layout.spacing.half()}
+        n, edges = len(layout), _edges(body.v_template.double()[layout.corners])
+        cell = (edges @ layout.cell.double() @ edges.mT * 1e6).flatten(1)[:, [0, 1, 3]]
+        tensors |= {f"{n}.tri": (layout.tri - 32768).short(), f"{n}.bary": layout.bary[:, :2].half().contiguous()}
+        tensors |= {f"{n}.cell": cell.half().contiguous(), f"{n}.spacing": layout.spacing.half()}
     save_file(tensors, f"{path}.part")
     os.replace(f"{path}.part", path)
 
 
-def _near_features(body: Body, centres: np.ndarray) -> np.ndarray:
+def _parts(region: torch.Tensor) -> torch.Tensor:
+    """Index into PARTS (N,) of regions (N,)."""
+    part = torch.zeros_like(region)
+    for index, names in ((1, FACE_REGIONS), (2, HAND_REGIONS)):
+        part[torch.isin(region, torch.tensor([REGIONS.index(r) for r in names]))] = index
+    return part
+
+
+def _near_features(body: Body) -> np.ndarray:
     """Density multiplier (F,): twice as many particles within 2.5 cm of eyes and mouth."""
     v = body.v_template.cpu().double().numpy()
-    from scipy.spatial import cKDTree
-
     features = v[torch.cat([body.region_vertices("eye"), body.region_vertices("lips")]).cpu().numpy()]
-    distance = cKDTree(features).query(centres)[0]
+    distance = cKDTree(features).query(v[body.faces.cpu().numpy()].mean(1))[0]
     face = np.isin(body.face_region.cpu().numpy(), [REGIONS.index("face")])
     return np.where(face & (distance < 0.025), 2.0, 1.0)
-
-
-def _poisson_disk(points, normals, radius, n, rng) -> np.ndarray:
-    """Indices (n,) of a Poisson-disk subset: rounds of "keep whoever comes first among its neighbours"."""
-    from scipy.spatial import cKDTree
-
-    order = rng.permutation(len(points))
-    rank = np.empty(len(points), int)
-    rank[order] = np.arange(len(points))
-    pairs = _close_pairs(cKDTree(points), points, normals, radius)
-    alive, kept = np.ones(len(points), bool), np.zeros(len(points), bool)
-    while len(pairs):
-        first = np.where(rank[pairs[:, 0]] < rank[pairs[:, 1]], pairs[:, 0], pairs[:, 1])
-        second = pairs.sum(1) - first
-        loses = np.zeros(len(points), bool)
-        loses[second] = True
-        winners = alive & ~loses
-        kept |= winners
-        alive &= ~winners
-        alive[second[winners[first]]] = False
-        pairs = pairs[alive[pairs[:, 0]] & alive[pairs[:, 1]]]
-    kept |= alive
-    chosen = np.flatnonzero(kept)
-    gap = cKDTree(points[chosen]).query(points[chosen], k=2)[0][:, 1] / radius[chosen]
-    if len(chosen) >= n:
-        return np.sort(chosen[np.argsort(-gap)[:n]])
-    rest = np.flatnonzero(~kept)
-    gap = cKDTree(points[chosen]).query(points[rest])[0] / radius[rest]
-    return np.sort(np.concatenate([chosen, rest[np.argsort(-gap)[: n - len(chosen)]]]))
-
-
-def _close_pairs(tree, points, normals, radius) -> np.ndarray:
-    """Pairs (m, 2) nearer than their mean radius on surfaces that face the same way (closed lips are two surfaces)."""
-    chunks = []
-    for low, high in [(q, q + 0.1) for q in np.arange(0, 1, 0.1)]:
-        lo, hi = np.quantile(radius, [low, high])
-        mine = np.flatnonzero((radius >= lo) & ((radius < hi) | (high > 0.99)))
-        from scipy.spatial import cKDTree
-
-        near = cKDTree(points[mine]).sparse_distance_matrix(tree, hi, output_type="coo_matrix")
-        i, j = mine[near.row], near.col
-        keep = (near.data < np.minimum(radius[i], radius[j])) & (i != j) & ((normals[i] * normals[j]).sum(1) > 0.2)
-        chunks.append(np.stack([i[keep], j[keep]], 1))
-    pairs = np.sort(np.concatenate(chunks), 1)
-    return np.unique(pairs, axis=0)
 
 
 def look_at(eye, target, up=(0.0, 0.0, 1.0), device="cpu") -> torch.Tensor:

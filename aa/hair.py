@@ -50,19 +50,9 @@ def hair_distance(p: torch.Tensor, identity: Identity) -> torch.Tensor:
     return (z - line) * 0.85 / (1 + slope.square()).sqrt()
 
 
-def add_hair(layers: Layers, identity: Identity, hairline: torch.Tensor):
-    """A cap over the scalp: an opaque core and translucent shells with strands; hanging hair and bun by style."""
-    if identity.full_beard > 0:
-        add_beard(layers, identity.full_beard)
-    if identity.hair_style == "bald":
-        return
-    top, side, shells, lowest = STYLES[identity.hair_style]
-    body = layers.body
-    scalp = body.faces[body.region_faces("scalp", "face")]
-    used, local = compact(scalp[hairline[scalp].amax(1) > -0.012])
-    m = hairline[used]
-    m = torch.where(m < 0, 2.5 * m, m)  # few strands grow in front of the hairline
-    base = body.v_template[used]
+def _thickness(base: torch.Tensor, m: torch.Tensor, identity: Identity) -> torch.Tensor:
+    """Thickness (n,) m of the cap at points (n, 3) of the mean head, m (n,) m above the hairline."""
+    top, side, _, _ = STYLES[identity.hair_style]
     rise = ((base[:, 2] - 0.93) / 0.07).clamp(0, 1)
     front = torch.exp(-((base - torch.tensor([0.0, -0.10, 0.99])) / 0.05).square().sum(1))
     grow = ((m + 0.004) / {"fringe": 0.010, "curly": 0.026}.get(identity.hair_style, 0.022)).clamp(0, 1)
@@ -72,6 +62,31 @@ def add_hair(layers: Layers, identity: Identity, hairline: torch.Tensor):
         thick = thick * (1 - 0.25 * part * rise)
     if identity.hair_style == "fringe":
         thick = torch.where((base[:, 1] < -0.09) & (base[:, 2] < 0.99), thick.clamp_max(0.013), thick)
+    return thick
+
+
+def hair_height(body, identity: Identity) -> torch.Tensor:
+    """How far (V,) m the bulk of a studio person's hair stands off the mean head (0.8 of its thickness); 0 on bare skin."""
+    if identity.hair_style == "bald":
+        return torch.zeros(len(body.v_template))
+    m = hair_distance(body.v_template, identity)
+    return torch.where(m > 0, 0.8 * _thickness(body.v_template, m, identity), 0.0)
+
+
+def add_hair(layers: Layers, identity: Identity, hairline: torch.Tensor):
+    """A cap over the scalp: an opaque core and translucent shells with strands; hanging hair and bun by style."""
+    if identity.full_beard > 0:
+        add_beard(layers, identity.full_beard)
+    if identity.hair_style == "bald":
+        return
+    _, _, shells, lowest = STYLES[identity.hair_style]
+    body = layers.body
+    scalp = body.faces[body.region_faces("scalp", "face")]
+    used, local = compact(scalp[hairline[scalp].amax(1) > -0.012])
+    m = hairline[used]
+    m = torch.where(m < 0, 2.5 * m, m)  # few strands grow in front of the hairline
+    base = body.v_template[used]
+    thick = _thickness(base, m, identity)
     rest = smooth(layers.rest[used], local, 3)
     normal = vertex_normals(rest, local)
     core = 0.06 if identity.hair_style == "curly" else 0.30  # how far out the opaque part reaches
