@@ -28,6 +28,7 @@ from aa.particles import cover, to_vertices
 from aa.performer import at_ease
 from aa.photofit import fit_body, skin
 from aa.plate import clean_plate
+from aa.pseudo import pseudo_views
 from aa.refine import refine
 from aa.transfer import Deformation
 from aa.view import make_view, project
@@ -44,7 +45,7 @@ class Settings:
     align_rounds: int = 4  # rounds of outline matching
     detail_px: float = 2.7  # spacing in px of the extra particles where the layout is coarser; 0 leaves them out
     most: int = 74_000  # Gaussians in all
-    refine_iterations: int = 80  # photometric steps
+    refine_iterations: int = 50  # photometric steps
 
 
 SMOKE = Settings(fit_iterations=60, align_rounds=2, detail_px=5.0, refine_iterations=10)
@@ -172,9 +173,10 @@ def fit_photo(
         layout = load_layout(body, particles)
         cloud = cover(body, layout, view, person, photo_vertices, settings, width / person.image.shape[1])
         background = clean_plate(picture, mask)
+        others = pseudo_views(body, cloud, view, photo_vertices, rotations) if settings.refine_iterations else []
         t = done("colours", t)
     bar.set_description("photo: refine")
-    gaussians = refine(cloud, view, background, settings.refine_iterations, seed)
+    gaussians = refine(cloud, view, background, settings.refine_iterations, seed, others)
     done("refine", t)
     bar.close()
     with torch.no_grad():

@@ -4,7 +4,8 @@ import numpy as np
 from scipy.spatial import cKDTree
 
 from aa.body import REGIONS, Body
-from aa.facepaint import paint_eyes, paint_lids, shade_mouth
+from aa.facepaint import paint_eyes, shade_mouth
+from aa.lids import lid_chart, paint_lids
 from aa.view import View, sample, visible
 
 # Regions whose hidden particles may borrow each other's colours
@@ -15,11 +16,11 @@ MATERIALS = {
 INSIDE = {"mouth": (0.30, 0.08, 0.08), "tongue": (0.55, 0.24, 0.23), "teeth": (0.80, 0.77, 0.71), "eye_cavity": (0.3, 0.1, 0.1)}
 
 
-def paint(body: Body, view: View, person, vertices, points, normals, radius, rest, region, blink, scale_px):
+def paint(body: Body, view: View, person, vertices, points, normals, radius, rest, shut, region, scale_px):
     """Colours (n, 3) of particles and which of them the photo shows (n,).
 
     Args: vertices (V, 3) as in the photo; points, normals (n, 3); radius (n,) px; rest (n, 3) their places on the mean body;
-        region (n,) index into REGIONS; blink (n,) mm that a blink moves them; scale_px: px of the view per px of the photo.
+        shut (n, 3) the same with closed eyes; region (n,) index into REGIONS; scale_px: px of the view per px of the photo.
     """
     seen, pixels, _ = visible(view, points, normals)
     names = np.array(REGIONS)[region]
@@ -27,7 +28,8 @@ def paint(body: Body, view: View, person, vertices, points, normals, radius, res
     seen &= ~inner
     colors = sample(view.front, pixels, radius)
     colors = spread(colors, seen, rest, materials(body, region, rest))
-    colors, seen = paint_lids(names, blink, rest, colors, seen)
+    blink = 1000 * np.linalg.norm(shut - rest, axis=1)
+    colors, seen = paint_lids(lid_chart(body), names, blink, rest, shut, colors, seen)
     face = np.isin(names, ["face"]) & seen
     bright = float(np.median(colors[face].mean(1))) / 0.6 if face.any() else 1.0
     for name, rgb in INSIDE.items():

@@ -9,15 +9,20 @@ from scipy.spatial import cKDTree
 
 from aa.align import solid_faces
 from aa.body import REGIONS, Body, matrix_to_quat, quat_multiply, vertex_normals
-from aa.facepaint import LID_MM, blink_actions, blink_mm
-from aa.gaussians import Gaussians, Layout
+from aa.gaussians import Gaussians, Layout, join_layouts
+from aa.lids import LID_MM, blink_actions, blink_mm, lid_samples
 from aa.paint import materials, paint, spread
 from aa.view import View, project, sample, visible
+from aa.zbuffer import zbuffer
 
 THIN = 0.15  # thickness of a surface particle over its radius
-COVER, COVER_HIDDEN = 0.58, 0.9  # radius (standard deviation) over spacing; what the photo hides need not be sharp
-COVER_DETAIL = 0.48  # sharp, for the layout lies behind
-LID_SPACING = 0.0011  # m between the extra particles of closed lids
+HIDDEN = 1.5  # widening of discs that the photo hides: they need not be sharp
+SEAL, SEAL_PX = 1.35, 0.75  # widening of discs that leaves no gap from anywhere; no more than to so many px of radius
+LONGEST = 1.2  # radius over spacing
+COVER_DETAIL = 0.48  # radius (standard deviation) over spacing: sharp, for the layout lies behind
+FINE = 0.6  # spacing of detail on the head over that elsewhere
+HEAD = ("face", "ear")
+SUB = 3  # subdivisions of a pixel at which the grid of detail is laid
 LIFT = 0.0008  # m by which detail particles lie above the layout's
 BROAD = ("torso", "upperarm", "forearm", "leg", "foot", "neck", "face", "scalp")  # may be wide where hidden
 FADED = 0.01  # opacity of what the photo rules out
@@ -59,7 +64,7 @@ def cover(body: Body, layout: Layout, view: View, person, vertices, settings, sc
         base = _covered(base, wanted, layout, vertices)
     parts = [base, backing(body, base, layout, vertices)]
     if settings.detail_px > 0 and room > 0:
-        parts.append(detail(body, wanted, view, vertices, settings.detail_px, room))
+        parts.append(detail(body, wanted, view, vertices, room))
     return join([*parts, loose])
 
 
@@ -77,13 +82,23 @@ def triangle_frames(corners, vertices) -> torch.Tensor:
     return torch.stack([t, torch.linalg.cross(n, t), n], -1)
 
 
-def to_vertices(g: Gaussians, corners, bary, loose, before, after) -> Gaussians:
-    """Gaussians on a mesh (V, 3) carried to another shape of it: with their triangle, or shifted if loose."""
-    carry = lambda v: (v[corners] * bary[..., None]).sum(1)  # noqa: E731
+def carry(means, quats, where, before, after):
+    """Means (N, 3), quats (N, 4) and turns (N, 3, 3) of particles on a mesh (V, 3) in another shape of it.
+
+    where: (corners (N, 3), bary (N, 3), loose (N,)); with their triangle, or shifted if loose.
+    """
+    corners, bary, loose = where
+    read = lambda v: (v[corners] * bary[..., None]).sum(1)  # noqa: E731
     turn = triangle_frames(corners, after) @ triangle_frames(corners, before).mT
     turn[loose] = torch.eye(3, device=turn.device)
-    arm = (turn @ (g.means - carry(before))[..., None])[..., 0]
-    return replace(g, means=carry(after) + arm, quats=quat_multiply(matrix_to_quat(turn), g.quats))
+    arm = (turn @ (means - read(before))[..., None])[..., 0]
+    return read(after) + arm, quat_multiply(matrix_to_quat(turn), quats), turn
+
+
+def to_vertices(g: Gaussians, corners, bary, loose, before, after) -> Gaussians:
+    """Gaussians on a mesh (V, 3) carried to another shape of it."""
+    means, quats, _ = carry(g.means, g.quats, (corners, bary, loose), before, after)
+    return replace(g, means=means, quats=quats)
 
 
 def _stretched(body: Body, corners, vertices) -> torch.Tensor:
@@ -97,53 +112,33 @@ def on_layout(body: Body, layout: Layout, view: View, person, vertices, scale_px
     faces = solid_faces(body)[0]
     means = layout.place(vertices)
     normals = torch.nn.functional.normalize(layout.place(vertex_normals(vertices, faces)), dim=1)
-    radius = COVER * layout.spacing * _stretched(body, layout.corners, vertices)
-    radius_px = (radius / metres_per_pixel(view, means)).numpy()
+    frames, radii = layout.discs(vertices)
+    pixel = metres_per_pixel(view, means)
+    radius_px = (radii.mean(1) / pixel).numpy()
     rest = layout.place(body.v_template).numpy()
-    blink = layout.place(blink_mm(body))[:, 0].numpy()
+    shut = layout.place(body.rest(actions=blink_actions(body))).numpy()
+    blink = 1000 * np.linalg.norm(shut - rest, axis=1)
     colors, seen = paint(
-        body, view, person, vertices, means, normals, 0.7 * radius_px, rest, layout.region.numpy(), blink, scale_px
+        body, view, person, vertices, means, normals, 0.7 * radius_px, rest, shut, layout.region.numpy(), scale_px
     )  # fmt: skip
     broad = torch.isin(layout.region, torch.tensor([REGIONS.index(n) for n in BROAD])).numpy()
-    wide = torch.where(torch.from_numpy(~broad | seen | (blink > LID_MM)), 1.0, COVER_HIDDEN / COVER)
-    radius = radius.clamp(max=float(COVER * layout.spacing.max()))
-    radius = torch.where(layout.region == REGIONS.index("eye_cavity"), 0.001, radius)
-    scales = radius[:, None] * torch.stack([wide, wide, torch.full_like(wide, THIN)], 1)
+    hidden = torch.from_numpy(broad & ~seen & (blink < LID_MM))
+    wide = torch.where(hidden, HIDDEN, (SEAL_PX * pixel / radii.mean(1)).clamp(1, SEAL))
+    radii = torch.minimum(radii * wide[:, None], LONGEST * layout.spacing[:, None])  # slivers of triangles make needles
+    scales = torch.cat([radii, THIN * radii[:, 1:]], 1)
     n = len(means)
     stray = _stray(view, means)
     opacity = torch.where(stray, FADED, 0.97)
     seen &= ~stray.numpy()
     return Particles(
-        layout.corners, layout.bary, torch.zeros(n, dtype=torch.bool), means, matrix_to_quat(layout.frames(vertices)),
+        layout.corners, layout.bary, torch.zeros(n, dtype=torch.bool), means, matrix_to_quat(frames),
         scales, opacity, torch.from_numpy(colors).float(), torch.from_numpy(seen),
     )  # fmt: skip
 
 
 def extended(layout: Layout, more: Layout) -> Layout:
     """The layout's samples followed by `more`."""
-    names = ("tri", "corners", "bary", "part", "region", "spacing")
-    return Layout(*(torch.cat([getattr(layout, k), getattr(more, k)]) for k in names), layout.name)
-
-
-def lid_samples(body: Body) -> Layout:
-    """Samples that are dense when the eyes are closed: a blink spreads the lids' few particles until the eyeballs show through."""
-    shut = body.rest(actions=blink_actions(body))
-    faces, which = solid_faces(body)
-    lid = (blink_mm(body)[faces].amax((1, 2)) > LID_MM) & (body.face_region[which] != REGIONS.index("eye"))
-    faces, which = faces[lid], which[lid]
-    a, b, c = shut[faces].unbind(1)
-    area = torch.linalg.cross(b - a, c - a).norm(dim=1) / 2
-    rng = np.random.default_rng(0)
-    count = int(float(area.sum()) / (0.8 * LID_SPACING**2))
-    total = (area.cumsum(0) / area.sum()).numpy()
-    tri = np.searchsorted(total, (np.arange(count) + rng.random(count)) / count).clip(max=len(faces) - 1)  # stratified by area
-    u, w = np.sqrt(rng.random(count)), rng.random(count)
-    bary = torch.from_numpy(np.stack([1 - u, u * (1 - w), u * w], 1)).float()
-    tri = torch.from_numpy(tri)
-    open_area = torch.linalg.cross(*(body.v_template[faces[:, k]] - body.v_template[faces[:, 0]] for k in (1, 2))).norm(dim=1) / 2
-    spacing = LID_SPACING * (area / open_area).sqrt().clamp(0.5, 1.0)[tri]
-    part = torch.ones(count, dtype=torch.long)
-    return Layout(which[tri], faces[tri], bary, part, body.face_region[which][tri], spacing, "lids")
+    return replace(join_layouts(layout, more), name=layout.name)
 
 
 def _stray(view: View, points) -> torch.Tensor:
@@ -187,51 +182,66 @@ def grid(where: np.ndarray, spacing: float) -> np.ndarray:
 
 
 def wants_detail(body: Body, layout: Layout, view: View, vertices, spacing: float) -> torch.Tensor:
-    """Which triangles (F,) of body.faces have fewer particles than the photo has detail."""
+    """Spacing (F,) px of the detail on triangles of body.faces that have fewer particles than the photo has detail, else 0.
+
+    On the head detail is finer, and wanted unless the layout is much finer still: an even grid over the layout leaves no gaps,
+    and small opaque particles keep their colours when the view turns, where few would have to exaggerate them.
+    """
     rest = body.v_template
     gap = layout.spacing[torch.as_tensor(cKDTree(layout.place(rest).numpy()).query(rest[body.faces].mean(1).numpy())[1])]
-    gap = gap * _stretched(body, body.faces, vertices)
-    allowed = ~torch.isin(body.face_region, torch.tensor([REGIONS.index(n) for n in NO_DETAIL]))
-    allowed &= blink_mm(body)[body.faces].amax((1, 2)) < LID_MM
-    return allowed & (gap / metres_per_pixel(view, vertices[body.faces].mean(1)) > 1.4 * spacing)
+    gap = gap * _stretched(body, body.faces, vertices) / metres_per_pixel(view, vertices[body.faces].mean(1))
+    among = lambda names: torch.isin(body.face_region, torch.tensor([REGIONS.index(n) for n in names]))  # noqa: E731
+    allowed = ~among(NO_DETAIL) & (blink_mm(body)[body.faces].amax((1, 2)) < LID_MM)
+    fine = allowed & among(HEAD) & (gap > 0.5 * FINE * spacing)
+    coarse = allowed & ~among(HEAD) & (gap > 1.4 * spacing)
+    return FINE * spacing * fine + spacing * coarse
 
 
 def _covered(base: Particles, wanted, layout: Layout, vertices) -> Particles:
-    """Layout particles under detail become a backing: deeper and left alone by the refinement."""
+    """Layout particles under detail become a backing: deeper, without gaps and left alone by the refinement."""
     under = torch.zeros(len(base), dtype=torch.bool)
-    under[: len(layout)] = wanted[layout.tri] & base.seen[: len(layout)]
+    under[: len(layout)] = (wanted[layout.tri] > 0) & base.seen[: len(layout)]
     scales = base.scales.clone()
-    scales[under, :2] *= 0.64 / COVER
+    scales[under, :2] *= SEAL
     sunk = 0.9 * layout.spacing[:, None] * triangle_frames(layout.corners, vertices)[:, :, 2] * under[: len(layout), None]
     means = torch.cat([base.means[: len(layout)] - sunk, base.means[len(layout) :]])
     return replace(base, means=means, scales=scales, seen=base.seen & ~under)
 
 
-def detail(body: Body, wanted, view: View, vertices, spacing: float, room: int) -> Particles:
-    """Particles on a pixel grid over visible surface of the triangles `wanted` (F,), at most `room` of them."""
+def _grids(wanted, tri, view: View, room: int):
+    """Places (n, 2) in the fine image `tri` and spacings (n,) px of hexagonal grids, widened until at most `room` remain."""
+    clear = np.kron((view.mask > 0.6) & ~view.claimed & ~view.stray, np.ones((SUB, SUB), bool)) & (tri >= 0)
+    there = np.where(clear, wanted.numpy()[tri], 0)
+    for widen in 1.05 ** np.arange(60):
+        at = [(grid(there == s, SUB * s * widen), s * widen) for s in np.unique(there) if s > 0]
+        if sum(len(p) for p, _ in at) <= room:
+            break
+    return np.concatenate([np.zeros((0, 2), int)] + [p for p, _ in at]), np.repeat([s for _, s in at], [len(p) for p, _ in at])
+
+
+def detail(body: Body, wanted, view: View, vertices, room: int) -> Particles:
+    """Particles on a pixel grid over visible surface, as dense as `wanted` (F,) px says, at most `room` of them."""
     faces, which = solid_faces(body)
     rest = body.v_template
-    where = (view.tri >= 0) & (view.mask > 0.6) & ~view.claimed & ~view.stray & wanted[which].numpy()[view.tri]
-    at = grid(where, spacing)
-    while len(at) > room:
-        spacing *= 1.05
-        at = grid(where, spacing)
-    tri = torch.from_numpy(view.tri[at[:, 1], at[:, 0]])
-    bary = torch.from_numpy(view.bary[at[:, 1], at[:, 0]]).float()
+    w, h = view.size
+    _, fine, weights = zbuffer(vertices, faces, view.viewmat, torch.diag(torch.tensor([SUB, SUB, 1.0])) @ view.K, SUB * w, SUB * h)
+    at, spacing = _grids(wanted[which], fine, view, room)
+    tri = torch.from_numpy(fine[at[:, 1], at[:, 0]])
+    bary = torch.from_numpy(weights[at[:, 1], at[:, 0]]).float()
     corners = faces[tri]
     read = lambda v: (v[corners] * bary[..., None]).sum(1)  # noqa: E731
     means = read(vertices)
     normals = torch.nn.functional.normalize(read(vertex_normals(vertices, faces)), dim=1)
-    radius = COVER_DETAIL * spacing * metres_per_pixel(view, means)
+    radius = COVER_DETAIL * torch.from_numpy(spacing).float() * metres_per_pixel(view, means)
     eye = -view.viewmat[:3, :3].T @ view.viewmat[:3, 3]
     ray = torch.nn.functional.normalize(eye - means, dim=1)
     cosine = (ray * normals).sum(1).clamp_min(0.3)
     along = torch.nn.functional.normalize(ray - (ray * normals).sum(1, keepdim=True) * normals + 1e-6, dim=1)
     frames = torch.stack([along, torch.linalg.cross(normals, along), normals], -1)
     scales = torch.stack([radius / cosine, radius, THIN * radius], 1)
-    colors = sample(view.front, at + 0.5, np.full(len(at), 0.5 * spacing))
-    seen, _, _ = visible(view, means, normals)
     names = body.face_region[which][tri].numpy()
+    colors = sample(view.front, (at + 0.5) / SUB, 0.5 * spacing)
+    seen, _, _ = visible(view, means, normals)
     colors = spread(colors, seen, read(rest).numpy(), materials(body, names, read(rest).numpy()))
     n = len(at)
     return Particles(

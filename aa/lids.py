@@ -1,0 +1,167 @@
+"""Eyelids: samples that are even when the eyes are closed, and the colours of what a photo with open eyes does not show of them.
+
+Both are made in the chart of the closed eyes: the mean face, eyes shut, as a camera in front of it sees it.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from scipy.ndimage import distance_transform_edt
+from scipy.spatial import cKDTree
+
+from aa.align import solid_faces
+from aa.body import REGIONS, Body
+from aa.gaussians import Layout, intrinsics, look_at, project
+from aa.zbuffer import zbuffer
+
+LID_MM = 1.0  # what a blink moves further than this is lid
+SPACING = 0.0008  # m between the extra particles of closed lids
+CHART_MM = 0.2  # size of a pixel of the chart
+HEXAGON = 0.265  # root of the second moment of a hexagonal cell over its spacing
+FAR = 4.0  # m from the chart's camera to the face: nearly no perspective
+LASH_MM = 0.45  # half width (standard deviation) of the line of lashes
+RIM_MM = 1.6  # so far from the line the photo's open eyes show lashes on the lid
+ALONG_MM, ACROSS_MM = 3.0, 0.4  # lashes are smoothed along the lid, hardly across
+
+
+def blink_actions(body: Body) -> torch.Tensor:
+    """Action coefficients (A,) of both eyes shut."""
+    return torch.tensor([1.0 if name.startswith("eyeBlink") else 0.0 for name in body.action_names])
+
+
+def blink_mm(body: Body) -> torch.Tensor:
+    """How far (V, 1) in mm a blink moves each vertex."""
+    return 1000 * (body.rest(actions=blink_actions(body)) - body.v_template).norm(dim=1, keepdim=True)
+
+
+@dataclass(frozen=True)
+class LidChart:
+    """The closed eyes of the mean body, 0.2 mm a pixel."""
+
+    shut: torch.Tensor  # (V, 3) m, vertices with closed eyes
+    viewmat: torch.Tensor
+    K: torch.Tensor
+    depth: np.ndarray  # (H, W) m
+    tri: np.ndarray  # (H, W) index into body.faces, -1
+    bary: np.ndarray  # (H, W, 3)
+    line_mm: np.ndarray  # (H, W) distance from where the lids meet, negative on the lower lid
+
+    def read(self, points):
+        """Signed distance (n,) mm from the line of lashes of points (n, 3) on the closed lids, and which (n,) are in sight."""
+        pixels, z = (x.numpy() for x in project(torch.as_tensor(points), self.viewmat, self.K))
+        h, w = self.depth.shape
+        x, y = (pixels[:, k].astype(int).clip(0, n - 1) for k, n in ((0, w), (1, h)))
+        return self.line_mm[y, x], z - self.depth[y, x] < 0.0006
+
+
+def lid_chart(body: Body) -> LidChart:
+    """Draw the closed eyes and find the line where upper and lower lid meet."""
+    shut = body.rest(actions=blink_actions(body))
+    eyes = body.v_template[body.region_vertices("eye")]
+    low, high = eyes.amin(0), eyes.amax(0)
+    middle = (low + high) / 2
+    size = [int(1000 * float(high[k] - low[k] + 0.03) / CHART_MM) for k in (0, 2)]
+    front = torch.tensor([0, float(low[1]), float(middle[2])])
+    viewmat, K = look_at(front - torch.tensor([0, FAR, 0]), front), intrinsics(1000 * FAR / CHART_MM, *size)
+    faces, which = solid_faces(body)
+    depth, tri, bary = zbuffer(shut, faces, viewmat, K, *size)
+    upper = _above_corners(body)[faces].float().mean(1).numpy()[tri] > 0.5
+    lid = (body.face_region[which] == REGIONS.index("eyelid")).numpy()[tri] & (tri >= 0)
+    line = np.zeros_like(lid)
+    line[1:] = (lid[1:] | lid[:-1]) & ~upper[1:] & upper[:-1]
+    distance = distance_transform_edt(~line) * CHART_MM
+    tri = np.where(tri >= 0, which.numpy()[tri], -1)
+    return LidChart(shut, viewmat, K, depth, tri, bary, np.where(upper, distance, -distance))
+
+
+def _above_corners(body: Body) -> torch.Tensor:
+    """Which vertices (V,) lie above the line from corner to corner of their open eye."""
+    v, lids = body.v_template, body.region_vertices("eyelid")
+    rim = v[lids[v[lids, 0] > 0]]
+    inner, outer = (rim[rim[:, 0].argsort(descending=far)[:8]].mean(0) for far in (False, True))
+    share = ((v[:, 0].abs() - inner[0]) / (outer[0] - inner[0])).clamp(0, 1)
+    return v[:, 2] > inner[2] + share * (outer[2] - inner[2])
+
+
+def lid_samples(body: Body) -> Layout:
+    """Samples on a hexagonal grid over the closed lids: a blink spreads the layout's few until the eyeballs show through."""
+    chart = lid_chart(body)
+    moves = (blink_mm(body)[body.faces].amax((1, 2)) > LID_MM).numpy()
+    skin = torch.isin(body.face_region, torch.tensor([REGIONS.index(n) for n in ("face", "eyelid")])).numpy()
+    from aa.particles import grid
+
+    at = grid((chart.tri >= 0) & (moves & skin)[chart.tri], 1000 * SPACING / CHART_MM)
+    tri = torch.from_numpy(chart.tri[at[:, 1], at[:, 0]])
+    bary = torch.from_numpy(chart.bary[at[:, 1], at[:, 0]]).float()
+    n, corners = len(at), body.faces[tri]
+    flat = chart.shut[corners][..., [0, 2]]  # as the chart sees them
+    inverse = torch.linalg.inv((flat[:, 1:] - flat[:, :1]).mT)
+    cell = inverse @ inverse.mT * (HEXAGON * SPACING) ** 2
+    region = body.face_region[tri]
+    return Layout(tri, corners, bary, torch.ones(n, dtype=torch.long), region, torch.full((n,), SPACING), "lids", cell)
+
+
+def paint_lids(chart: LidChart, names, blink, rest, shut, colors, seen):
+    """Skin for what a blink unrolls: lids take the tone of what shows of them, or of the cheek, and end in a line of lashes.
+
+    Args: names (n,) of the particles' regions; blink (n,) mm; rest, shut (n, 3) places on the mean body, eyes open and closed;
+        colors (n, 3); seen (n,) bool. Returns colors and seen anew.
+    """
+    lid = (blink > LID_MM) & np.isin(names, ["face", "eyelid", "eye_cavity"])
+    skin = seen & (names == "face") & (blink < 0.2)
+    if not lid.any() or skin.sum() < 20:
+        return colors, seen
+    colors, seen = colors.copy(), seen.copy()
+    line, outside = (x[lid] for x in chart.read(shut))
+    tone = _lid_tone(names, rest, colors, seen, lid, skin)
+    own, dark = colors[lid], colors[lid].mean(1) / tone.mean(1).clip(1e-3)
+    rim = np.abs(line) < RIM_MM
+    fold = np.clip((0.82 - dark) / 0.2, 0, 1) * np.clip((blink[lid] - LID_MM) / 2, 0, 1) * ~rim  # the photo shows a crease there
+    known = seen[lid] & outside
+    smooth = _along_lid(rest[lid, 0], line, own, known * (1 - fold), tone)
+    unrolled = np.where(known, np.maximum(fold, np.clip(blink[lid] - 2, 0, 1)), 1.0)[:, None]
+    painted = own + unrolled * (smooth - own)
+    lash = _lashes(rest[lid, 0], own, known & (line > 0) & (line < 1), tone)
+    share = np.exp(-0.5 * (line / LASH_MM) ** 2)[:, None]
+    painted += share * (np.minimum(lash, painted) - painted)
+    colors[lid] = np.where(outside[:, None], painted, 0.8 * tone)
+    seen[lid] &= outside & (fold < 0.5)
+    return colors, seen
+
+
+def _lid_tone(names, rest, colors, seen, lid, skin) -> np.ndarray:
+    """Tone (m, 3) of the m lid particles, one for each eye: of what shows of the lid unless that is all crease, or the cheek's."""
+    height = np.median(rest[lid & (names == "eyelid"), 2])
+    below = skin & (rest[:, 2] < height - 0.012) & (rest[:, 2] > height - 0.035) & (np.abs(rest[:, 0]) < 0.045)
+    tones = np.zeros((len(rest), 3))
+    for side in (rest[:, 0] > 0, rest[:, 0] <= 0):
+        cheek = 0.95 * np.median(colors[below & side], 0) if (below & side).any() else np.median(colors[skin], 0)
+        shown = colors[lid & side & seen & (names == "face") & (rest[:, 2] > height)]
+        own = cheek
+        if len(shown) > 20:
+            low, high = np.percentile(shown.mean(1), (50, 80))
+            own = 0.7 * shown[(shown.mean(1) >= low) & (shown.mean(1) <= high)].mean(0) + 0.3 * cheek
+        ratio = own.mean() / cheek.mean()
+        tones[side] = cheek * 0.75 + np.clip((ratio - 0.5) / 0.2, 0, 1) * (own / max(ratio, 1.0) - cheek * 0.75)
+    return tones[lid]
+
+
+def _along_lid(x, line, own, weight, tone):
+    """Colours (m, 3) smoothed along the lids, so that a blink unrolls neither jags nor lashes: kernel regression towards the tone.
+
+    Args: x (m,) m across the face; line (m,) mm; own (m, 3) colours with weight (m,); tone (m, 3).
+    """
+    chart = np.stack([x * 1000 / ALONG_MM, line / ACROSS_MM + 50 * np.sign(line)], 1)
+    distance, near = cKDTree(chart).query(chart, k=min(48, len(chart)))
+    w = np.exp(-0.5 * distance**2) * weight[near]
+    return ((own[near] * w[..., None]).sum(1) + 0.5 * tone) / (w.sum(1, keepdims=True) + 0.5)
+
+
+def _lashes(x, own, edge, tone):
+    """Colour (m, 3) of the line of lashes: the darkest that the edge of the upper lid shows near by."""
+    if edge.sum() < 40:
+        return 0.6 * tone
+    there = own[edge][cKDTree(x[edge, None]).query(x[:, None], k=24)[1]]  # (m, 24, 3)
+    darkest = np.argsort(there.mean(2), 1)[:, :6, None]
+    return np.minimum(np.take_along_axis(there, darkest, 1).mean(1), 0.75 * tone)
