@@ -19,7 +19,7 @@ from aa.zbuffer import zbuffer
 
 # How far, in distances between the pupils, the outline of a region may move to meet the photo's (hair, clothes).
 REACH = {
-    "scalp": 0.75, "ear": 0.3, "face": 0.25, "neck": 0.5, "torso": 1.0, "upperarm": 1.0, "forearm": 0.8, "hand": 0.15, "nail": 0.1,
+    "scalp": 0.75, "ear": 0.12, "face": 0.25, "neck": 0.5, "torso": 1.0, "upperarm": 1.0, "forearm": 0.8, "hand": 0.15, "nail": 0.1,
     "leg": 1.2, "foot": 0.5,
 }  # fmt: skip
 ARM = ("upperarm", "forearm", "hand", "nail")
@@ -116,14 +116,15 @@ def _around_joints(body, marks, count: int = 12) -> dict[str, np.ndarray]:
 
 
 def _hand_rows(body, near_joints, v, viewmat, K, person):
-    """Rows and residuals (m, 2) px that take the middle of the skin around each hand joint to its landmark."""
+    """Rows and residuals (m, 2) px that take the middle of the skin around each hand joint to its landmark; the wrist's is often
+    a guess, on the outline of a hand that hides it."""
     pixels, _ = _pixels(v, viewmat, K)
     corners, residuals = [np.zeros((0, 3), int)], [np.zeros((0, 2))]
     for side, found in person.hands.items():
         if found is not None:
-            ring = near_joints[side]
+            ring = near_joints[side][1:]
             corners.append(ring.reshape(-1, 3))
-            residuals.append(np.repeat(found[0] - pixels[ring].mean(1), ring.shape[1] // 3, axis=0))
+            residuals.append(np.repeat(found[0][1:] - pixels[ring].mean(1), ring.shape[1] // 3, axis=0))
     corners = np.concatenate(corners)
     return (corners, np.full(corners.shape, 1 / 3), np.full(len(corners), 0.1)), np.concatenate(residuals)
 

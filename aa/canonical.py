@@ -8,7 +8,8 @@ import json
 import os
 import shutil
 import time
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 import cv2
@@ -18,23 +19,25 @@ from safetensors.torch import load_file, save_file
 from tqdm.auto import tqdm
 
 from aa.align import align, solid_faces
-from aa.body import load_body, matrix_to_rotvec, quat_multiply, rotvec_to_matrix, rotvec_to_quat
+from aa.body import load_body, quat_multiply, quat_to_rotvec, rotvec_to_matrix, rotvec_to_quat
 from aa.detect import detect
 from aa.fringe import parts_of_vertices
 from aa.gaussians import Gaussians, load_layout
+from aa.gestures import at_ease
 from aa.landmarks import load_landmarks
 from aa.lips import close_lips
 from aa.particles import cover, to_vertices
-from aa.performer import at_ease
-from aa.photofit import fit_body, skin
+from aa.photofit import fit_body
 from aa.plate import clean_plate
-from aa.pseudo import pseudo_views
+from aa.posing import inverse, rigid_motions, rotate, shaped, skin
 from aa.refine import refine
 from aa.transfer import Deformation
 from aa.view import make_view, project
 
 UPPER_TEETH = 0.003  # m
-TENSORS = ("corners", "bary", "loose", "vertices", "photo_vertices", "turn", "K", "viewmat")
+TENSORS = (
+    "corners", "bary", "loose", "vertices", "photo_vertices", "turn", "posture", "joints", "stretch", "K", "viewmat",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -45,7 +48,7 @@ class Settings:
     align_rounds: int = 4  # rounds of outline matching
     detail_px: float = 2.7  # spacing in px of the extra particles where the layout is coarser; 0 leaves them out
     most: int = 74_000  # Gaussians in all
-    refine_iterations: int = 50  # photometric steps
+    refine_iterations: int = 80  # photometric steps
 
 
 SMOKE = Settings(fit_iterations=60, align_rounds=2, detail_px=5.0, refine_iterations=10)
@@ -54,6 +57,8 @@ SMOKE = Settings(fit_iterations=60, align_rounds=2, detail_px=5.0, refine_iterat
 @dataclass(frozen=True)
 class Avatar:
     """A person's Gaussians in the posture of the photo with a closed mouth, and how they hang on the body mesh.
+
+    `aa.posing.unpose` takes the mesh back to the rest pose that all people share, `repose` to any posture.
 
     World: metres, z up, the root upright and facing -y. The first particles are the layout's, in its order; then come detail
     particles on the surface and loose ones (hair, clothes).
@@ -67,6 +72,9 @@ class Avatar:
     vertices: torch.Tensor  # (V, 3) the canonical rest
     photo_vertices: torch.Tensor  # (V, 3) with the photo's expression
     turn: torch.Tensor  # (V, 3, 3) rotation of the canonical rest relative to the posture at ease
+    posture: torch.Tensor  # (J, 3) rad, the joint rotations of the photo; aa.posing.repose leads to others, unpose to none
+    joints: torch.Tensor  # (J, 3) m, the person's joints in the rest pose
+    stretch: torch.Tensor  # (J, 3) m, how much longer the person's bones are than between these
     K: torch.Tensor  # (3, 3) px of the render
     viewmat: torch.Tensor  # (4, 4) the photo's camera
     width: int
@@ -97,6 +105,13 @@ class Avatar:
         background = torch.from_numpy(cv2.imread(str(folder / "background.png"))[..., ::-1].copy()).to(device)
         return cls(gaussians=Gaussians.load(folder / "gaussians.safetensors", device), background=background, **tensors, **meta)
 
+    def to(self, device) -> "Avatar":
+        """The same avatar on another device."""
+        move = lambda x: x.to(device) if torch.is_tensor(x) else x  # noqa: E731
+        moved = {f.name: move(getattr(self, f.name)) for f in fields(self)}
+        moved["gaussians"] = Gaussians(**{name: move(value) for name, value in vars(self.gaussians).items()})
+        return replace(self, **moved)
+
     def on_photo(self) -> Gaussians:
         """The Gaussians with the expression of the photo, to be compared with it."""
         return to_vertices(self.gaussians, self.corners, self.bary, self.loose, self.vertices, self.photo_vertices)
@@ -110,10 +125,10 @@ def animate(avatar: Avatar, motion: Deformation) -> tuple[torch.Tensor, torch.Te
     means = g.means + read(motion.means)
     free = avatar.loose
     arm = (g.means - (avatar.vertices[corners] * bary[..., None]).sum(1))[~free]  # (n, 3) off the surface
-    means[:, ~free] += _rotate(quats[:, ~free], arm) - arm
+    means[:, ~free] += rotate(quats[:, ~free], arm) - arm
     arms = g.means[free][:, None] - avatar.vertices[corners[free]]  # (n, 3, 3) from each corner
     turns = rotvec_to_quat(motion.rotvecs)[:, corners[free]]  # (T, n, 3, 4)
-    means[:, free] += ((_rotate(turns, arms) - arms) * bary[free][..., None]).sum(2)
+    means[:, free] += ((rotate(turns, arms) - arms) * bary[free][..., None]).sum(2)
     return means, quat_multiply(quats, g.quats.expand(len(quats), -1, -1))
 
 
@@ -137,66 +152,106 @@ def fit_photo(
 ) -> Avatar:
     """Fit an avatar to a photo: (H, W, 3) uint8 or a path.
 
-    Args: particles of the shared layout; size, px of the longer side at which the avatar is made and rendered.
+    Args: particles of the shared layout; size, px of the longer side at which the avatar is made and rendered; device of the
+        avatar that is returned (the fit itself is small serial work, and runs on the CPU whatever the device).
     Raises: aa.errors.InputError when the photo holds no usable person. Deterministic for a given seed.
     """
     settings = settings or Settings()
-    watch, seconds = time.perf_counter, {}
-    bar = tqdm(total=5, desc="photo", disable=not progress, bar_format="{desc}: {bar:20} {n_fmt}/{total_fmt} [{elapsed}]")
-
-    def done(name, since):
-        seconds[name] = round(watch() - since, 2)
-        bar.update()
-        return watch()
-
-    body, start = load_body(), watch()
-    bar.set_description("photo: find the person")
-    person = detect(image)
-    t = done("detect", start)
-    bar.set_description("photo: fit the body")
-    fit = fit_body(body, person, settings.fit_iterations)
-    t = done("fit", t)
+    body, bar = load_body(), Progress(progress)
+    with bar("detect", "find the person", 10):
+        person = detect(image)
+    with bar("fit", "fit the body", 50, settings.fit_iterations):
+        fit = fit_body(body, person, settings.fit_iterations, bar.tick)
     with torch.no_grad():
-        posed = skin(body, fit.betas, fit.rotvecs, fit.actions, fit.stretch)[1]
-        photo_vertices = align(body, posed, fit.viewmat, fit.K, person, settings.align_rounds)
-        _, rest, rotations = skin(body, fit.betas, fit.rotvecs, torch.zeros_like(fit.actions), fit.stretch)
-        vertices = close_lips(body, rest + (photo_vertices - posed), rotations)
-        for v in (photo_vertices, vertices):
-            _lower_teeth(body, v, rotations)
-        t = done("outline", t)
-        bar.set_description("photo: colours")
-        K, width, height = scaled_camera(fit.K, person.image.shape, size)
-        picture = cv2.resize(person.image, (width, height), interpolation=cv2.INTER_AREA)
-        mask = cv2.resize(person.mask, (width, height), interpolation=cv2.INTER_AREA)
-        faces = solid_faces(body)[0]
-        view = make_view(picture, mask, photo_vertices, faces, fit.viewmat, K, parts_of_vertices(body, stiff=False)[faces[:, 0]])
-        layout = load_layout(body, particles)
-        cloud = cover(body, layout, view, person, photo_vertices, settings, width / person.image.shape[1])
-        background = clean_plate(picture, mask)
-        others = pseudo_views(body, cloud, view, photo_vertices, rotations) if settings.refine_iterations else []
-        t = done("colours", t)
-    bar.set_description("photo: refine")
-    gaussians = refine(cloud, view, background, settings.refine_iterations, seed, others)
-    done("refine", t)
-    bar.close()
+        with bar("outline", "outline", 10):
+            vertices, photo_vertices, turn = shape_of(body, fit, person, settings.align_rounds)
+            joints = shaped(body, fit.betas, None, fit.hands)[1]
+        with bar("colours", "colours", 15):
+            K, width, height = scaled_camera(fit.K, person.image.shape, size)
+            picture = cv2.resize(person.image, (width, height), interpolation=cv2.INTER_AREA)
+            mask = cv2.resize(person.mask, (width, height), interpolation=cv2.INTER_AREA)
+            faces = solid_faces(body)[0]
+            part = parts_of_vertices(body, stiff=False)[faces[:, 0]]
+            view = make_view(picture, mask, photo_vertices, faces, fit.viewmat, K, part)
+            layout = load_layout(body, particles)
+            cloud = cover(body, layout, view, person, photo_vertices, settings, width / person.image.shape[1])
+            background = clean_plate(picture, mask)
+    with bar("refine", "refine", 15):
+        gaussians = refine(cloud, view, background, settings.refine_iterations, seed)
     with torch.no_grad():
         gaussians = to_vertices(gaussians, cloud.corners, cloud.bary, cloud.loose, photo_vertices, vertices)
-        ease = body.pose(rotvecs=at_ease(body))[1]
-        turn = rotvec_to_matrix(matrix_to_rotvec(rotations @ torch.linalg.inv(ease)))
     report = {
         "eyes_px": person.eye_distance * width / person.image.shape[1],
         "face_px_before": fit.face_error,
-        "seconds": seconds,
-        "notices": list(person.notices),
+        "seconds": bar.close(),
+        "missing": missing(person),
+        "notices": [*person.notices, *remarks(missing(person))],
         "gaussians": len(gaussians),
     }
     avatar = Avatar(
-        gaussians, layout.name, cloud.corners, cloud.bary, cloud.loose, vertices, photo_vertices, turn, K, fit.viewmat,
-        width, height, torch.from_numpy(background), report,
+        gaussians, layout.name, cloud.corners, cloud.bary, cloud.loose, vertices, photo_vertices, turn, fit.rotvecs, joints,
+        fit.stretch, K, fit.viewmat, width, height, torch.from_numpy(background), report,
     )  # fmt: skip
     report |= measure(avatar, body, person, view)
-    report["seconds"]["total"] = round(watch() - start, 2)
-    return avatar
+    return avatar if str(device) == "cpu" else avatar.to(device)
+
+
+def shape_of(body, fit, person, rounds: int):
+    """Canonical vertices (V, 3), those with the photo's expression (V, 3), and their turn (V, 3, 3) from the posture at ease."""
+    posed = skin(body, fit.betas, fit.rotvecs, fit.actions, fit.stretch, fit.hands)[1]
+    photo_vertices = align(body, posed, fit.viewmat, fit.K, person, rounds)
+    joints, rest, quats = skin(body, fit.betas, fit.rotvecs, None, fit.stretch, fit.hands)
+    matrices = rotvec_to_matrix(quat_to_rotvec(quats))
+    vertices = close_lips(body, rest + (photo_vertices - posed), matrices)
+    for v in (photo_vertices, vertices):
+        _lower_teeth(body, v, matrices)
+    ease = rigid_motions(body, body.joint_template, torch.zeros_like(joints), at_ease(body))[0]
+    return vertices, photo_vertices, rotvec_to_matrix(quat_to_rotvec(quat_multiply(quats, inverse(ease))))
+
+
+def missing(person) -> list[str]:
+    """Parts of the body that the photo does not show, or whose pose was not recognised."""
+    shown = person.pose_visibility > 0.5
+    out = [f"{side} hand" for side, found in person.hands.items() if found is None]
+    return out + ["legs"] * (not shown[[25, 26]].any()) + ["feet"] * (bool(shown[[25, 26]].any()) and not shown[[27, 28]].any())
+
+
+def remarks(parts: list[str]) -> list[str]:
+    """A sentence for the user on missing parts."""
+    return [f"Not seen clearly in the photo, so their shape is a guess: {', '.join(parts)}."] if parts else []
+
+
+class Progress:
+    """A progress bar over steps of known weight, and the seconds that each took."""
+
+    def __init__(self, shown: bool):
+        form = "{desc}: {bar:20} {percentage:3.0f}% [{elapsed}]"
+        self.bar, self.seconds, self.since = (
+            tqdm(total=100, desc="photo", disable=not shown, bar_format=form),
+            {},
+            time.perf_counter(),
+        )
+        self.done = self.step = 0.0
+
+    @contextmanager
+    def __call__(self, name: str, text: str, weight: float, ticks: int = 1):
+        """One step around a block; `tick` may be called `ticks` times within."""
+        self.bar.set_description(f"photo: {text}")
+        since, self.step, end = time.perf_counter(), weight / ticks, self.done + weight
+        yield
+        self.done = end
+        self.bar.update(end - self.bar.n)
+        self.seconds[name] = round(time.perf_counter() - since, 2)
+
+    def tick(self) -> None:
+        """A part of the step is done."""
+        self.done += self.step
+        self.bar.update(min(self.done, 99) - self.bar.n)
+
+    def close(self) -> dict[str, float]:
+        """Seconds by step and in total."""
+        self.bar.close()
+        return {**self.seconds, "total": round(time.perf_counter() - self.since, 2)}
 
 
 def scaled_camera(K, shape, size: int):
@@ -235,10 +290,3 @@ def _lower_teeth(body, vertices, rotations) -> None:
     teeth = body.region_vertices("teeth")
     upper = teeth[body.action_dirs[body.action("jawOpen"), teeth].norm(dim=1) < 1e-3]
     vertices[upper] += rotations[upper] @ torch.tensor([0, 0, -UPPER_TEETH])
-
-
-def _rotate(q: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-    """Vectors v (..., 3) turned by unit quaternions q (..., 4)."""
-    v = v.expand(*q.shape[:-1], 3)
-    t = 2 * torch.linalg.cross(q[..., 1:], v)
-    return v + q[..., :1] * t + torch.linalg.cross(q[..., 1:], t)

@@ -8,8 +8,10 @@ import pytest
 import torch
 
 from aa.body import ASSETS, REGIONS, load_body
-from aa.canonical import Avatar, Settings, animate, fit_photo, render
+from aa.canonical import TENSORS, Avatar, Settings, animate, fit_photo, render
 from aa.gaussians import load_layout
+from aa.gestures import at_ease
+from aa.posing import repose, unpose
 from aa.refine import refine
 from aa.transfer import Deformation
 from aa.zbuffer import zbuffer
@@ -104,6 +106,28 @@ def test_rigid_motion_carries_everything(avatar, body):
     assert torch.allclose(means[0], avatar.gaussians.means @ R.T + shift, atol=1e-4)
 
 
+def test_postures(avatar, body):
+    """The photo's own posture changes nothing; at ease the hands hang beside the hips, and their particles with them."""
+    means, _ = animate(avatar, repose(avatar, body, avatar.posture))
+    assert torch.allclose(means[0], avatar.gaussians.means, atol=1e-4)
+    means, _ = animate(avatar, repose(avatar, body, at_ease(body)))
+    layout = load_layout(body, 10_000)
+    hand = (layout.region == REGIONS.index("hand")).nonzero()[:, 0]
+    hips = float((means[0][: len(layout)][layout.region == REGIONS.index("leg")])[:, 2].max())
+    assert means[0][hand, 2].mean() < hips
+    assert unpose(avatar, body).shape == avatar.vertices.shape
+
+
+def test_report_says_what_is_missing(avatar):
+    assert "legs" in avatar.report["missing"]
+    assert any("legs" in notice for notice in avatar.report["notices"])
+
+
+def test_device(avatar):
+    moved = avatar.to("meta")
+    assert moved.vertices.device.type == moved.gaussians.means.device.type == "meta"
+
+
 def test_blink_shows_skin(avatar, body):
     """Where the eyes were, the closed lids have a colour near that of the cheeks."""
     means, quats = animate(avatar, actions(body, avatar, eyeBlinkLeft=1.0, eyeBlinkRight=1.0))
@@ -130,7 +154,7 @@ def test_save_and_load(avatar, tmp_path):
     again = Avatar.load(tmp_path / "someone")
     assert again.report == avatar.report
     assert again.layout_name == avatar.layout_name
-    for name in ("corners", "bary", "loose", "vertices", "photo_vertices", "turn", "K", "viewmat", "background"):
+    for name in (*TENSORS, "background"):
         assert torch.equal(getattr(again, name), getattr(avatar, name)), name
     for name, x in vars(avatar.gaussians).items():
         assert torch.equal(getattr(again.gaussians, name), x), name
