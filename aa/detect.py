@@ -10,8 +10,9 @@ from aa.errors import InputError
 from aa.faces import EYE_DISTANCE, LEFT_IRIS, RIGHT_IRIS, check_face, face_yaw, find_faces
 from aa.mask import person_mask
 from aa.models import Models, quiet, to_world
-from aa.photo import load_image, load_photo
-from aa.poses import find_hands, find_pose, head_only, run_pose
+from aa.photo import Photo, load_image, load_photo
+from aa.poses import WRIST, find_hands, find_pose, head_only, run_pose
+from aa.quality import Quality, complaints, face_quality, refuse
 
 __all__ = ["EYE_DISTANCE", "LEFT_IRIS", "RIGHT_IRIS", "Models", "Person", "detect", "find_faces", "load_image", "quiet"]
 
@@ -38,6 +39,7 @@ class Person:
     yaw: float  # degrees, positive when the person turns to their own left
     scale: float  # px of `image` per px of the original photo
     notices: tuple[str, ...] = ()  # sentences for the user
+    quality: Quality | None = None  # measures of the face
 
     @property
     def eye_distance(self) -> float:
@@ -51,20 +53,20 @@ def detect(source) -> Person:
     Raises: InputError when the photo holds no usable face: nobody, too small, or turned away.
     """
     photo = load_photo(source)
-    image = photo.image
     with quiet():
         import mediapipe as mp
 
         with contextlib.ExitStack() as stack:
             models = Models(mp.solutions, stack)
-            faces, unconfirmed = find_faces(models, image)
-            if not faces:
-                raise _no_face(models, image, unconfirmed, photo.scale)
+            image, alpha, faces, notices = _faces_upright(models, photo)
             face, presence = faces[0]
             check_face(face, photo.scale)
+            quality = face_quality(image, face)
+            refuse(quality)
             others = [f for f, _ in faces[1:]]
             pose, rivals = find_pose(models, image, face[:, :2], others)
-            notices = [f"{len(faces)} faces in the photo: the largest is used."] if others else []
+            if others:
+                notices.append(f"{len(faces)} faces in the photo: the largest is used.")
             if pose is None:
                 pose = head_only(face[:, :2])
                 notices.append("Only a head was found in the photo: the body is a guess.")
@@ -74,18 +76,63 @@ def detect(source) -> Person:
     inside = ((pose2d >= 0) & (pose2d < image.shape[1::-1])).all(1)
     visibility = np.where(inside, visibility, 0).astype(np.float32)
     found = [h[0] for h in hands.values() if h is not None]
-    mask = person_mask(image, coarse, pose2d, visibility, found, rivals, photo.alpha)
+    mask = person_mask(image, coarse, pose2d, visibility, found, rivals, alpha)
     confidence = {"face": presence, "pose": float(visibility[[0, 11, 12]].mean()) if seen is not None else 0.0, **scores}
-    flat, depth = face[:, :2], face[:, 2]
-    turn, notices = face_yaw(face), tuple(notices)
-    return Person(image, mask, flat, depth, pose2d, visibility, pose3d, hands, confidence, turn, photo.scale, notices)
+    notices += [*complaints(quality).values(), *_missing(hands, visibility, seen is not None)]
+    return Person(
+        image, mask, face[:, :2], face[:, 2], pose2d, visibility, pose3d, hands, confidence, face_yaw(face), photo.scale,
+        tuple(notices), quality,
+    )  # fmt: skip
+
+
+def _faces_upright(models, photo: Photo):
+    """The faces of a photo: image (H, W, 3), alpha, [(landmarks (478, 3), score)] and notices; turned if it lies on its side.
+
+    Raises: InputError when there is no face.
+    """
+    first, unconfirmed = find_faces(models, photo.image)
+    roll = face_quality(photo.image, first[0][0]).roll if first else 0.0
+    for k in (0, 2, 1, 3) if abs(roll) < 45 else (round(roll / 90) % 4,):  # quarters of a turn, against the clock
+        image = np.ascontiguousarray(np.rot90(photo.image, k))
+        faces = find_faces(models, image)[0] if k else first
+        if faces and _fair(face_quality(image, faces[0][0])):
+            alpha = None if photo.alpha is None else np.ascontiguousarray(np.rot90(photo.alpha, k))
+            said = f"The photo was {'upside down' if k == 2 else 'on its side'}: it was turned."
+            return image, alpha, faces, [*photo.notices, *([said] if k else [])]
+    if not first:
+        raise _no_face(models, photo.image, unconfirmed, photo.scale)
+    return photo.image, photo.alpha, first, list(photo.notices)
+
+
+def _fair(quality: Quality) -> bool:
+    """Whether a face is upright and nothing is badly wrong with it (mouths are misread in photos that stand on their heads)."""
+    try:
+        refuse(quality)
+    except InputError:
+        return False
+    return abs(quality.roll) < 45
+
+
+def _missing(hands, visibility, body: bool) -> list[str]:
+    """Sentences about what of the body the photo does not show."""
+    said = []
+    if body and visibility[[11, 12]].max() < 0.5:
+        said.append("The shoulders are not in the photo: the body is a guess.")
+    lost = [side for side, wrist in WRIST.items() if hands[side] is None and visibility[wrist] > 0.5]
+    if lost:
+        names = " and the ".join(f"{side} hand" for side in lost)
+        whose = "its" if len(lost) == 1 else "their"
+        said.append(f"The {names} could not be read (hidden, folded or blurred): {whose} fingers are a guess.")
+    return said
 
 
 def _no_face(models, image, unconfirmed, scale: float) -> InputError:
     """The reason why no face was found, in words for the user."""
     nobody = InputError("No person was found in the photo: give one of a single person whose face is well visible.")
     pose = run_pose(models, image, np.array(image.shape[1::-1]) / 2, max(image.shape[:2]) * 1.1)
-    if pose is None or pose[1][[11, 12]].mean() < 0.8:
+    if pose is None or pose[1][[11, 12]].max() < 0.8 or pose[1][[23, 24]].max() < 0.05:
+        if max(image.shape[:2]) > 3 * min(image.shape[:2]):
+            return InputError("No person was found in so long a photo: cut it down to the person.")
         return nobody
     shoulders = np.linalg.norm(pose[0][11] - pose[0][12]) / max(scale, 1)
     if shoulders < 5 * EYE_DISTANCE and not unconfirmed and pose[1][0] > 0.9:

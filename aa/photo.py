@@ -1,5 +1,6 @@
 """Reading a photo whatever its format: the right way up, 8-bit RGB, of a workable size."""
 
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +21,7 @@ class Photo:
     image: np.ndarray  # (H, W, 3) uint8 RGB, transparent parts over white
     alpha: np.ndarray | None  # (H, W) float32 in [0, 1] when the file has transparency, a hint for the person mask
     scale: float  # px of `image` per px of the original
+    notices: tuple[str, ...] = ()  # sentences for the user
 
 
 def load_image(source) -> np.ndarray:
@@ -34,12 +36,13 @@ def load_photo(source) -> Photo:
     The EXIF orientation is applied; the longer side becomes at most 1536 px and at least 512 px.
     Raises: InputError when there is no usable picture.
     """
+    notices = ()
     if isinstance(source, np.ndarray):
-        picture = _from_array(source)
+        picture, longer = _from_array(source), max(source.shape[:2])
     elif isinstance(source, Image.Image):
-        picture = _upright(source)
+        picture, longer = _upright(source), max(source.size)
     else:
-        picture = _from_file(Path(source))
+        picture, longer, notices = _from_file(Path(source))
     w, h = picture.size
     if min(w, h) < LEAST:
         raise InputError(f"The photo is only {w} x {h} pixels: give one of at least {LEAST} pixels a side, better 512.")
@@ -48,33 +51,67 @@ def load_photo(source) -> Photo:
     if scale != 1:
         size = (max(1, round(w * scale)), max(1, round(h * scale)))
         picture = picture.resize(size, Image.Resampling.LANCZOS if scale < 1 else Image.Resampling.BICUBIC)
+    scale = target / longer
     if picture.mode == "RGB":
-        return Photo(np.array(picture), None, scale)
+        return Photo(np.array(picture), None, scale, notices)
     pixels = np.asarray(picture)
     alpha = pixels[..., 3].astype(np.float32) / 255
+    if alpha.max() < 0.1:
+        raise InputError("The photo is transparent all over: give one on which the person can be seen.")
     over = pixels[..., :3] * alpha[..., None] + 255 * (1 - alpha[..., None])
-    return Photo((over + 0.5).astype(np.uint8), alpha if alpha.min() < 1 else None, scale)
+    return Photo((over + 0.5).astype(np.uint8), alpha if alpha.min() < 1 else None, scale, notices)
 
 
-def _from_file(path: Path) -> Image.Image:
+def _from_file(path: Path) -> tuple[Image.Image, int, tuple[str, ...]]:
+    """The picture, at least twice as large as it is needed if it was larger; its longer side in the file (px); notices."""
     if not path.is_file():
         raise InputError(f"There is no photo at {path}: give the path of a jpg, png or webp file.")
     if path.stat().st_size == 0:
         raise InputError(f"The file {path.name} is empty: give a jpg, png or webp photo.")
     try:
-        with Image.open(path) as picture:
-            return _upright(picture)
+        with warnings.catch_warnings(action="ignore"), Image.open(path) as picture:
+            longer, frames = max(picture.size), getattr(picture, "n_frames", 1)
+            picture.draft(None, (2 * LONGEST, 2 * LONGEST))  # jpg: decoded at a fraction of its size, in a fraction of the memory
+            # Some phones keep a second picture in a jpg (MPO): that is no animation.
+            moving = frames > 1 and picture.format not in ("MPO", "TIFF")
+            notices = (f"{path.name} has {frames} pictures: the first is used.",) if moving else ()
+            return _upright(picture), longer, notices
     except InputError:
         raise
     except Image.DecompressionBombError:
         raise InputError(f"The photo {path.name} has too many pixels: reduce it to a few thousand pixels a side.") from None
-    except (OSError, ValueError, SyntaxError, EOFError) as error:  # what Pillow raises for unknown and damaged files
-        raise InputError(f"The file {path.name} cannot be read as a photo ({error}): give a jpg, png or webp file.") from None
+    except Image.UnidentifiedImageError:
+        raise InputError(
+            f"The file {path.name} cannot be read as a photo, it is {_kind(path)}: give a jpg, png or webp file."
+        ) from None
+    except (OSError, ValueError, SyntaxError, EOFError):  # what Pillow raises for damaged files
+        raise InputError(
+            f"The photo {path.name} cannot be read, it is damaged or not complete: give it again, as jpg, png or webp."
+        ) from None
+
+
+def _kind(path: Path) -> str:
+    """What a file is that Pillow cannot read, by its first bytes."""
+    with open(path, "rb") as file:
+        head = file.read(64)
+    if head[4:8] == b"ftyp" and head[8:12] in (b"heic", b"heix", b"hevc", b"mif1", b"msf1", b"heim", b"heis"):
+        return "a HEIC picture as phones save them (export it as jpg)"
+    if head[4:8] == b"ftyp" or head[:4] in (b"RIFF", b"\x1aE\xdf\xa3"):
+        return "a film or sound (save one picture of it)"
+    for start, name in ((b"%PDF", "a PDF"), (b"<svg", "an SVG drawing"), (b"<!", "a web page"), (b"<htm", "a web page")):
+        if head.lstrip().lower().startswith(start.lower()):
+            return name
+    return "no picture of a known kind"
 
 
 def _upright(picture: Image.Image) -> Image.Image:
     """First frame as 8-bit RGB, or RGBA when something is transparent, with the EXIF orientation applied."""
     picture.load()
+    factor = max(picture.size) // (2 * LONGEST)
+    if factor > 1 and picture.mode in ("L", "LA", "RGB", "RGBA", "CMYK"):  # before anything is copied
+        exif = picture.getexif()
+        picture = picture.reduce(factor)
+        picture.info["exif"] = exif.tobytes()
     picture = ImageOps.exif_transpose(picture)
     if picture.mode.startswith("I") or picture.mode == "F":
         return _from_array(np.asarray(picture))

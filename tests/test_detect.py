@@ -183,3 +183,103 @@ def test_a_small_or_turned_face_is_refused(body):
     for turn in (80, 180):
         with pytest.raises(InputError, match=r"turned away"):
             detect(paint(body, 1.2, height - 0.3, turn)[0])
+
+
+def test_a_photo_on_its_side_or_upside_down_is_turned(portrait, person):
+    for k in (1, 2, 3):
+        found = detect(np.ascontiguousarray(np.rot90(portrait[0], k)))
+        assert any("was turned" in notice for notice in found.notices)
+        assert found.image.shape == portrait[0].shape
+        assert np.abs(found.face - person.face).max() < 0.1 * person.eye_distance
+
+
+def test_a_head_cut_off_is_refused_and_a_cropped_one_noticed(portrait, person):
+    top, bottom = person.face[:, 1].min(), person.face[:, 1].max()
+    height = bottom - top
+    with pytest.raises(InputError, match="cut off"):
+        detect(portrait[0][int(top + 0.25 * height) :])
+    with pytest.raises(InputError, match=r"cut off|no face"):
+        detect(portrait[0][:, int(person.face[1, 0]) :])
+    with pytest.raises(InputError, match=r"no face|No person"):
+        detect(portrait[0][int(bottom + 5) :])
+    found = detect(portrait[0][int(top) :])
+    assert any("top of the head" in notice for notice in found.notices)
+
+
+def worsened(image, person, how):
+    """The photo (H, W, 3) spoilt in one way."""
+    face = person.face
+    if how == "dark":
+        return (image * 0.25).astype(np.uint8)
+    if how == "grey":
+        return cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
+    if how == "blurred":
+        return cv2.GaussianBlur(image, (0, 0), 5)
+    if how == "sunglasses":
+        out = image.copy()
+        for eye in ((33, 133, 159, 145), (263, 362, 386, 374)):
+            x, y = face[list(eye)].mean(0)
+            cv2.ellipse(out, (int(x), int(y)), [int(k * person.eye_distance) for k in (0.42, 0.3)], 0, 0, 360, (15, 15, 18), -1)
+        return out
+    if how == "mask":
+        out = image.copy()
+        around = face[[234, 93, 132, 58, 172, 136, 150, 149, 176, 148, 152, 377, 400, 378, 379, 365, 397, 288, 361, 323, 454, 5]]
+        cv2.fillConvexPoly(out, cv2.convexHull(around.astype(np.int32)), (120, 170, 200))
+        return out
+    if how == "night":
+        return (image * 0.05).astype(np.uint8)
+    return (image.astype(float) * 3 + 150).clip(0, 255).astype(np.uint8)  # overexposed
+
+
+@pytest.mark.parametrize(
+    ("how", "word"), [("dark", "is dark"), ("grey", "no colour"), ("blurred", "blurred"), ("sunglasses", "eyes seem to be covered")]
+)
+def test_a_poor_photo_is_used_and_its_fault_said(portrait, person, how, word):
+    assert not any(word in notice for notice in person.notices)
+    assert any(word in notice for notice in detect(worsened(portrait[0], person, how)).notices)
+
+
+@pytest.mark.parametrize(
+    ("how", "word"), [("mask", "mouth seems to be covered"), ("night", "too dark"), ("white", "overexposed|No person")]
+)
+def test_a_hopeless_photo_is_refused(portrait, person, how, word):
+    with pytest.raises(InputError, match=word):
+        detect(worsened(portrait[0], person, how))
+
+
+def test_files_that_are_no_photos_are_named(tmp_path):
+    for name, data, word in (
+        ("a.heic", b"\0\0\0\x18ftypheic" + bytes(500), "HEIC"), ("a.jpg", b"<!DOCTYPE html>", "web page"),
+        ("b.jpg", b"%PDF-1.4" + bytes(99), "PDF"), ("c.png", b"\0\0\0\x18ftypisom" + bytes(99), "film"),
+    ):  # fmt: skip
+        (tmp_path / name).write_bytes(data)
+        with pytest.raises(InputError, match=word) as error:
+            load_image(tmp_path / name)
+        assert str(tmp_path) not in str(error.value)
+    whole = save(tmp_path, "w.jpg", pattern()).read_bytes()
+    (tmp_path / "half.jpg").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(InputError, match="damaged"):
+        load_image(tmp_path / "half.jpg")
+
+
+def test_odd_but_readable_photos(tmp_path):
+    picture = Image.fromarray(pattern())
+    picture.convert("CMYK").save(tmp_path / "cmyk.jpg", quality=95)
+    assert np.abs(load_image(tmp_path / "cmyk.jpg").astype(int) - pattern()).mean() < 4
+    for name in ("moving.gif", "moving.webp"):
+        picture.save(tmp_path / name, save_all=True, append_images=[Image.fromarray(pattern()[::-1])], duration=100)
+        photo = load_photo(tmp_path / name)
+        assert "2 pictures" in photo.notices[0]
+        assert np.abs(photo.image.astype(int) - pattern()).mean() < 8
+    large = picture.resize((5200, 6000))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    for name in ("large.jpg", "large.png"):
+        large.save(tmp_path / name, exif=exif, **({"compress_level": 1} if name.endswith("png") else {}))
+        photo = load_photo(tmp_path / name)
+        assert photo.image.shape[1] == 1536
+        assert photo.scale == pytest.approx(1536 / 6000)
+        turned = cv2.resize(np.rot90(pattern(), -1), photo.image.shape[1::-1], interpolation=cv2.INTER_LINEAR)
+        assert np.abs(photo.image.astype(int) - turned).mean() < 3
+    with pytest.raises(InputError, match="transparent all over"):
+        load_image(np.dstack([pattern(), np.zeros_like(pattern()[..., 0])]))
