@@ -1,90 +1,112 @@
-"""Loose particles for what the body mesh does not cover in the photo: hair, skirts, wide sleeves.
+"""Loose particles for what the body mesh does not cover in the photo: hair, skirts, wide sleeves, things in a hand.
 
-Each hangs on up to three body vertices of different parts, the nearer the stronger, so that hair on a shoulder shears smoothly when
-the head turns. In depth the fringe is rounded and has a back.
+The owner of each pixel (aa.ownership) says what a particle hangs on. It is held by up to three body vertices of parts that keep
+together, the nearer the stronger, so that hair over a shoulder shears smoothly when the head turns. In depth every piece is round:
+as thick as it is wide, with a front, a back and walls.
 """
 
 import cv2
 import numpy as np
 import torch
 from scipy.ndimage import distance_transform_edt
-from scipy.spatial import cKDTree
 
 from aa.align import solid_faces
 from aa.body import Body
-from aa.gaussians import FACE_REGIONS
-from aa.particles import Particles, grid
-from aa.view import View
+from aa.ownership import HAIR, HAND, HEAD, LEG, TRUNK, chain, parts_of_vertices
+from aa.particles import Particles, grid, join
+from aa.view import View, part_colours, project
 
 SPACING = 2.2  # px between neighbours
-THICK = 0.035  # m, half of the greatest thickness
-STIFF_MM = 2.0  # what facial actions move further carries no hair
+THICK = {HAIR: 0.08, TRUNK: 0.06, LEG: 0.06, LEG + 1: 0.06, HAND: 0.012, HAND + 1: 0.012}  # m, half of the greatest thickness
+SLEEVE = 0.02  # the same for arms
+FRONT = 0.6  # thickness before the middle over that behind it: hair grows towards the back
 BLEND = 0.3  # distances between the pupils over which the hold of one part gives way to another's
-COLOUR = 5.0  # distances between the pupils that a colour difference of 1 (black to pure red) counts for
-VOTES = 20  # neighbours that decide together what they hang on
 THIN_PX, SMALL_PX = 3, 60  # strips thinner and patches smaller than this belong to the outline's own blur
-JOINED = np.eye(10)  # parts between which hold may be shared: an arm comes off the trunk instead
-for a, b in ((0, 1), (2, 4), (3, 5), (4, 6), (5, 7), (8, 9)):
-    JOINED[a, b] = JOINED[b, a] = 1
 BACK = 0.8  # brightness of the far side
-
-
-def parts_of_vertices(body: Body, stiff: bool = True) -> np.ndarray:
-    """Part (V,) of each vertex: 0 head, 1 trunk, then arms, hands and legs left and right; if stiff, -1 for what the face moves."""
-    part = np.full(len(body.v_template), -1)
-    left = (body.v_template[:, 0] > 0).numpy().astype(int)
-    groups = (("upperarm",), ("forearm",), ("hand", "nail"), ("leg", "foot"))
-    for k, names in enumerate(groups):
-        ids = body.region_vertices(*names).numpy()
-        part[ids] = 2 + 2 * k + left[ids]
-    part[body.region_vertices("torso", "neck").numpy()] = 1
-    head = body.region_vertices("scalp", "ear", "face", *(() if stiff else FACE_REGIONS)).numpy()
-    part[head] = 0
-    moved = body.action_dirs.norm(dim=-1).amax(0).numpy() * 1000 > STIFF_MM
-    part[moved] = -1 if stiff else 0
-    return part
+MOST_WALL = 12  # particles one behind the other where the surface runs away from the eye
+SHADOW = 0.6  # brightness of cloth in the shade over its usual one, at least
+BEFORE = 0.015  # m by which hair lies before the clothes it covers
 
 
 def fringe(body: Body, view: View, vertices, eyes_px: float) -> Particles:
-    """Loose particles for the pixels of the person that show no mesh."""
-    faces, _ = solid_faces(body)
-    part = parts_of_vertices(body)
-    gap = _solid((view.mask > 0.5) & ((view.tri < 0) | view.claimed))
+    """Loose particles for the pixels of the person that show no mesh, or something before it."""
+    gap = _rooted(_solid((view.owner >= 0) & ((view.tri < 0) | view.claimed)), view)
     at = grid(gap, SPACING)
     if len(at) == 0:
         return _nothing()
-    strongest = np.take_along_axis(faces.numpy()[view.tri], view.bary.argmax(-1)[..., None], -1)[..., 0]
-    strongest[view.tri < 0] = -1
-    owner = np.where((strongest >= 0) & ~view.claimed & ~view.stray & (view.mask > 0.5), part[strongest], -1)
-    corners, weights, depth = _hold(owner, strongest, view, at, eyes_px)
-    back, colors = _rounded(gap, at, depth, view), view.front[at[:, 1], at[:, 0]]
-    f = float(view.K[0, 0])
+    owner = view.owner[at[:, 1], at[:, 0]]
+    owner = np.where((owner == HEAD) & (view.tri[at[:, 1], at[:, 0]] < 0), HAIR, owner)
     pieces = []
-    for sign, keep in ((-1, np.ones(len(at), bool)), (1, np.arange(len(at)) % 2 == 0)):
-        z = (depth + sign * back)[keep]
-        camera = np.stack(
-            [(at[keep, 0] + 0.5 - float(view.K[0, 2])) / f * z, (at[keep, 1] + 0.5 - float(view.K[1, 2])) / f * z, z], 1
-        )
-        means = (torch.from_numpy(camera).float() - view.viewmat[:3, 3]) @ view.viewmat[:3, :3]
-        size = torch.from_numpy(SPACING * z / f * (0.62 if sign < 0 else 1.1)).float()
-        n = int(keep.sum())
-        tint = torch.from_numpy(colors[keep]).float() * (1.0 if sign < 0 else BACK)
-        pieces.append(
-            Particles(
-                torch.from_numpy(corners[keep]),
-                torch.from_numpy(weights[keep]).float(),
-                torch.ones(n, dtype=torch.bool),
-                means,
-                torch.tensor([1.0, 0, 0, 0]).repeat(n, 1),
-                size[:, None].repeat(1, 3),
-                torch.full((n,), 0.9),
-                tint,
-                torch.full((n,), sign < 0),
-            )
-        )
-    from aa.particles import join
-
+    corners, weights, depth = (np.zeros((len(at), *shape), kind) for shape, kind in (((3,), int), ((3,), float), ((), float)))
+    half = np.zeros(len(at))
+    vertex = _vertices_seen(body, view)
+    for k in np.unique(owner):
+        mine = owner == k
+        corners[mine], weights[mine], depth[mine] = _hold(k, vertex, view, at[mine], eyes_px)
+        half[mine] = _rounded(k, at[mine], depth[mine], view)
+    colors = _unshaded(part_colours(view, at + 0.5, np.full(len(at), 0.4 * SPACING), owner), owner, view)
+    front, back = _sheets(at, depth, half, view)
+    for sign, index, z in ((-1, *front), (1, *back)):
+        pieces.append(_place(view, at[index], z, corners[index], weights[index], colors[index], sign < 0))
+    hanging = (owner == HAIR) & (view.tri[at[:, 1], at[:, 0]] < 0)
+    if hanging.any():
+        nape, z, tint = _nape(body, view, vertices, at[hanging], (depth + half)[hanging], colors[hanging])
+        held = _hold(HAIR, vertex, view, nape, eyes_px)
+        pieces.append(_place(view, nape, z, *held[:2], tint, False))
     return join(pieces)
+
+
+def _unshaded(colors, owner, view: View):
+    """Colours (n, 3) without the deep shadow between arm and body, which is no colour of the cloth: seen elsewhere it is dirt."""
+    colors = colors.copy()
+    for k in range(TRUNK, HAND):
+        mine, body = owner == k, (view.owner == k) & (view.tri >= 0) & ~view.claimed
+        if mine.any() and body.any():
+            bright = colors[mine].mean(1)
+            least = SHADOW * np.median(view.front[body].mean(1))
+            colors[mine] *= (np.maximum(bright, least) / bright.clip(0.02))[:, None]
+    return colors.clip(0, 1)
+
+
+def _nape(body: Body, view: View, vertices, at, depth, colors):
+    """Pixels (m, 2), depths (m,) m and colours (m, 3) of hair behind the neck: what hangs down on both sides of it is joined there.
+
+    Args: vertices (V, 3); at (n, 2) pixels, depth (n,) of the back and colors (n, 3) of hair beside the head.
+    """
+    pixels, z = project(vertices[torch.unique(solid_faces(body)[0])], view.viewmat, view.K)
+    ears = project(vertices[body.region_vertices("ear")], view.viewmat, view.K)[0]
+    middle, top = ears[:, 0].mean(), ears[:, 1].max() - 0.3 * np.ptp(ears[:, 1])
+    step = 1.5 * SPACING
+    out = []
+    for y in np.arange(top, at[:, 1].max(), step):
+        row = np.abs(at[:, 1] - y) < step
+        left, right = (row & (at[:, 0] < middle)).nonzero()[0], (row & (at[:, 0] > middle)).nonzero()[0]
+        if not len(left) or not len(right):
+            continue
+        a, b = left[at[left, 0].argmax()], right[at[right, 0].argmin()]  # the inner ends
+        x = np.arange(at[a, 0], at[b, 0], step)
+        share = ((x - at[a, 0]) / max(at[b, 0] - at[a, 0], 1))[:, None]
+        behind = np.abs(pixels[:, 1] - y) < 4 * step
+        body_back = np.array([z[behind & (np.abs(pixels[:, 0] - u) < 4 * step)].max(initial=0) for u in x])
+        between = (depth[a] + share * (depth[b] - depth[a]))[:, 0]
+        tint = colors[left].mean(0) + share * (colors[right].mean(0) - colors[left].mean(0))
+        out.append(np.c_[x, np.full(len(x), y), np.maximum(body_back + 0.5 * BEFORE, between), tint])
+    out = np.concatenate(out) if out else np.zeros((0, 6))
+    return out[:, :2].astype(int), out[:, 2], out[:, 3:]
+
+
+def _place(view: View, at, z, corners, weights, colors, front: bool) -> Particles:
+    """Round particles at pixels (n, 2) and depths (n,) m; the back ones are fewer, larger and in the shade."""
+    f, n = float(view.K[0, 0]), len(at)
+    centre = view.K[:2, 2].numpy()
+    camera = np.c_[(at + 0.5 - centre) / f * z[:, None], z]
+    means = (torch.from_numpy(camera).float() - view.viewmat[:3, 3]) @ view.viewmat[:3, :3]
+    size = torch.from_numpy(SPACING * z / f * (0.62 if front else 1.0)).float()
+    return Particles(
+        torch.from_numpy(corners), torch.from_numpy(weights).float(), torch.ones(n, dtype=torch.bool), means,
+        torch.tensor([1.0, 0, 0, 0]).repeat(n, 1), size[:, None].repeat(1, 3), torch.full((n,), 0.9),
+        torch.from_numpy(colors * (1.0 if front else BACK)).float(), torch.full((n,), front),
+    )  # fmt: skip
 
 
 def _solid(gap) -> np.ndarray:
@@ -98,42 +120,94 @@ def _solid(gap) -> np.ndarray:
     return (cv2.dilate(kept, np.ones((3, 3), np.uint8)) > 0) & gap
 
 
-def _hold(owner, strongest, view, at, eyes_px: float):
-    """Vertices (n, 3), weights (n, 3) and depth (n,) from the nearest covered pixels of each part; a like colour counts as near."""
-    soft = cv2.GaussianBlur(view.front, (0, 0), 2.0)
-    mine, depth = soft[at[:, 1], at[:, 0]], view.depth
-    groups = [g for g in np.unique(owner) if g >= 0]
-    far, vertex, z = [], [], []
-    for g in groups:
-        distance, (y, x) = distance_transform_edt(owner != g, return_indices=True)
-        yy, xx = y[at[:, 1], at[:, 0]], x[at[:, 1], at[:, 0]]
-        unlike = np.linalg.norm(soft[yy, xx] - mine, axis=1)
-        far.append(distance[at[:, 1], at[:, 0]] + COLOUR * eyes_px * unlike)
-        vertex.append(strongest[yy, xx])
-        z.append(depth[yy, xx])
-    while len(far) < 3:
-        far.append(np.full(len(at), 1e6))
-        vertex.append(vertex[0])
-        z.append(z[0])
-    far, vertex, z = np.stack(far, 1), np.stack(vertex, 1), np.stack(z, 1)
-    near = cKDTree(at).query(at, k=min(VOTES, len(at)))[1].reshape(len(at), -1)
-    for _ in range(2):  # neighbours go together
-        far = far[near].mean(1)
+def _rooted(gap, view: View) -> np.ndarray:
+    """The pieces of a mask (H, W) that touch what they belong to: others would hang in the air."""
+    out = np.zeros_like(gap)
+    for k in np.unique(view.owner[gap]):
+        mine = gap & (view.owner == k)
+        body = (view.tri >= 0) & ~view.claimed & np.isin(view.owner, chain(k))
+        _, pieces = cv2.connectedComponents(mine.astype(np.uint8))
+        touched = np.unique(pieces[cv2.dilate(body.astype(np.uint8), np.ones((5, 5), np.uint8)) > 0])
+        out |= mine & np.isin(pieces, np.setdiff1d(touched, 0))
+    return out
+
+
+def _vertices_seen(body: Body, view: View):
+    """For each part, the pixels (H, W) of the mesh that particles may hang on; and the strongest vertex of each pixel."""
+    part = parts_of_vertices(body)
+    part[body.region_vertices("neck").numpy()] = -1  # it follows the head halfway: a poor hold for hair
+    faces = solid_faces(body)[0].numpy()
+    vertex = np.take_along_axis(faces[view.tri], view.bary.argmax(-1)[..., None], -1)[..., 0]
+    shows = np.where((view.tri >= 0) & ~view.claimed & ~view.stray & (view.mask > 0.5), part[vertex], -1)
+    return shows, vertex
+
+
+def _hold(k: int, seen, view: View, at, eyes_px: float):
+    """Vertices (n, 3), weights (n, 3) and middle depth (n,) for pixels (n, 2) of part k."""
+    shows, vertex = seen
+    allowed = (HEAD, TRUNK) if k == HAIR else [j for j in chain(k) if j != HEAD and j != HAIR]
+    x, y = at.T
+    far, corner, z = [], [], []
+    for j in allowed:
+        if not (shows == j).any():
+            continue
+        distance, (yy, xx) = distance_transform_edt(shows != j, return_indices=True)
+        far.append(distance[y, x])
+        corner.append(vertex[yy[y, x], xx[y, x]])
+        z.append(_smooth(view.depth[yy, xx], np.minimum(distance, 40))[y, x])
+    if not far:
+        raise ValueError(f"nothing in view holds part {k}")
+    far, corner, z = (np.stack(v, 1) for v in (far, corner, z))
     best = np.argsort(far, 1)[:, :3]
-    pick = lambda a: np.take_along_axis(a, best, 1)  # noqa: E731
-    group = pick(np.broadcast_to(np.array((groups + [groups[0]] * 2)[: far.shape[1]]), far.shape))
-    weight = np.exp(-(pick(far) - pick(far)[:, :1]) / (BLEND * eyes_px))
-    weight *= JOINED[group[:, :1], group]
+    far, corner, z = (np.take_along_axis(v, best, 1) for v in (far, corner, z))
+    if k == HAIR:  # from the head to the shoulders, the share of either falls with the distance to it
+        weight = 1 / (far + 2.0) ** 2
+    else:
+        weight = np.exp(-(far - far[:, :1]) / (BLEND * eyes_px))
     weight /= weight.sum(1, keepdims=True)
-    return pick(vertex), weight, (pick(z) * weight).sum(1)
+    fill = 3 - weight.shape[1]
+    corner, padded = np.pad(corner, ((0, 0), (0, fill)), mode="edge"), np.pad(weight, ((0, 0), (0, fill)))
+    return corner, padded, (z * weight).sum(1)
 
 
-def _rounded(gap, at, depth, view) -> np.ndarray:
-    """Half thickness (n,) m: grows from the outline inwards like a circle."""
-    person = (view.mask > 0.5).astype(np.uint8)
-    inward = cv2.distanceTransform(person, cv2.DIST_L2, 5)[at[:, 1], at[:, 0]] * depth / float(view.K[0, 0])
-    d = np.minimum(inward, THICK)
-    return np.sqrt(d * (2 * THICK - d))
+def _smooth(depth, away) -> np.ndarray:
+    """Depths (H, W) copied from the nearest outline, softened: each pixel's neighbours copy from somewhere else."""
+    return cv2.GaussianBlur(np.where(np.isfinite(depth), depth, 0).astype(np.float32), (0, 0), 4.0)
+
+
+def _rounded(k: int, at, depth, view: View) -> np.ndarray:
+    """Half thickness (n,) m at pixels (n, 2) of part k: grows inwards from the edge of what it belongs to, like a circle, and no
+    thicker than the loose piece is wide."""
+    own = np.isin(view.owner, chain(k))
+    inward = cv2.distanceTransform(np.pad(own, 1, mode="edge").astype(np.uint8), cv2.DIST_L2, 5)[1:-1, 1:-1]
+    x, y = at.T
+    pixel = depth / float(view.K[0, 0])  # m
+    alone = np.zeros_like(inward)
+    alone[y, x] = inward[y, x]
+    reach = max(3, round(float(THICK[HAIR] / np.median(pixel)))) | 1
+    radius = np.minimum(cv2.dilate(alone, np.ones((reach, reach), np.uint8))[y, x] * pixel, THICK.get(k, SLEEVE))
+    d = np.minimum(inward[y, x] * pixel, radius)
+    return np.sqrt(d * (2 * radius - d))
+
+
+def _sheets(at, depth, half, view: View):
+    """Indices and depths of the front's particles and of the back's: where the surface runs away from the eye, several in a row.
+
+    What lies on the mesh is one sheet just before it.
+    """
+    x, y = at.T
+    mesh = view.depth[y, x]
+    on_mesh = np.isfinite(mesh)
+    front = np.where(on_mesh, mesh - BEFORE, depth - FRONT * half)
+    surface = np.full(view.mask.shape, 1e3, np.float32)
+    surface[y, x] = half
+    fall = half - cv2.erode(surface, np.ones((5, 5), np.uint8))[y, x]
+    rows = np.ceil(fall * float(view.K[0, 0]) / (SPACING * depth)).clip(1, MOST_WALL).astype(int)
+    rows[on_mesh] = 1
+    index = np.repeat(np.arange(len(at)), rows)
+    inside = (np.arange(len(index)) - np.repeat(np.cumsum(rows) - rows, rows)) / rows[index] * fall[index]
+    behind = ~on_mesh[index] & (index % 2 == 0)
+    return (index, front[index] + FRONT * inside), (index[behind], (depth + half)[index[behind]] - inside[behind])
 
 
 def _nothing() -> Particles:

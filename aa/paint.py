@@ -6,13 +6,17 @@ from scipy.spatial import cKDTree
 from aa.body import REGIONS, Body
 from aa.facepaint import paint_eyes, shade_mouth
 from aa.lids import lid_chart, paint_lids
-from aa.view import View, sample, visible
+from aa.ownership import parts_of_regions
+from aa.surface import continue_colours, limb_axes
+from aa.view import View, part_colours, visible
 
 # Regions whose hidden particles may borrow each other's colours
 MATERIALS = {
     "face": 0, "eyelid": 0, "lips": 1, "neck": 2, "ear": 3, "scalp": 4, "torso": 5, "upperarm": 5, "forearm": 6, "hand": 7,
     "nail": 7, "leg": 8, "foot": 9,
 }  # fmt: skip
+BELOW_HEAD = ("neck", "torso", "upperarm", "forearm", "hand", "nail", "leg", "foot")
+STEEP = 0.5  # cosine of normal and view ray from which a colour is taken as it is: below, a pixel stretches over much surface
 INSIDE = {"mouth": (0.30, 0.08, 0.08), "tongue": (0.55, 0.24, 0.23), "teeth": (0.80, 0.77, 0.71), "eye_cavity": (0.3, 0.1, 0.1)}
 
 
@@ -22,12 +26,13 @@ def paint(body: Body, view: View, person, vertices, points, normals, radius, res
     Args: vertices (V, 3) as in the photo; points, normals (n, 3); radius (n,) px; rest (n, 3) their places on the mean body;
         shut (n, 3) the same with closed eyes; region (n,) index into REGIONS; scale_px: px of the view per px of the photo.
     """
-    seen, pixels, _ = visible(view, points, normals)
+    seen, pixels, facing = visible(view, points, normals)
     names = np.array(REGIONS)[region]
     inner = np.isin(names, list(INSIDE))
     seen &= ~inner
-    colors = sample(view.front, pixels, radius)
+    colors = part_colours(view, pixels, radius, parts_of_regions(names, rest[:, 0]))
     colors = spread(colors, seen, rest, materials(body, region, rest))
+    colors = dress(body, colors, seen, facing, rest, normals.numpy(), names)
     blink = 1000 * np.linalg.norm(shut - rest, axis=1)
     colors, seen = paint_lids(lid_chart(body), names, blink, rest, shut, colors, seen)
     face = np.isin(names, ["face"]) & seen
@@ -38,6 +43,41 @@ def paint(body: Body, view: View, person, vertices, points, normals, radius, res
     colors = shade_mouth(body, rest, names, colors)
     colors = paint_eyes(body, view, person, vertices, points, names, seen, colors, scale_px)
     return colors.clip(0, 1), seen
+
+
+def dress(body: Body, colors, seen, facing, rest, normals, names) -> np.ndarray:
+    """Colours (n, 3) below the head: hidden ones continued over the surface, those seen at a grazing angle partly."""
+    below = np.isin(names, BELOW_HEAD)
+    if not (below & seen).any():
+        return colors
+    sure = seen[below] * np.clip(facing[below] / STEEP, 0, 1) ** 2
+    place, own = rest[below], names[below]
+    bare = is_skin(colors[below], colors[seen & (names == "face")])
+    sure *= lit(colors[below], sure, own, bare)
+    colors = colors.copy()
+    colors[below] = continue_colours(colors[below], sure, place, normals[below], own, limb_axes(body, place, own), bare)
+    return colors
+
+
+def lit(colors, sure, names, bare) -> np.ndarray:
+    """Trust (n,) in colours (n, 3): little in those far darker than usual for skin or cloth of their region: they lie in shadow."""
+    bright, out = colors.mean(1), np.ones(len(colors))
+    for name in np.unique(names):
+        for kind in (False, True):
+            mine = (names == name) & (bare == kind)
+            if (mine & (sure > 0.3)).any():
+                usual = np.median(bright[mine & (sure > 0.3)])
+                out[mine] = np.clip((bright[mine] / max(usual, 0.02) - 0.4) / 0.4, 0.05, 1)
+    return out
+
+
+def is_skin(colors, face) -> np.ndarray:
+    """Which colours (n, 3) are those of the face (m, 3), whatever their brightness."""
+    if len(face) < 50:
+        return np.zeros(len(colors), bool)
+    tone = lambda c: np.c_[c / c.sum(1, keepdims=True).clip(0.05), 0.15 * c.mean(1)]  # noqa: E731
+    near = np.linalg.norm(tone(colors) - np.median(tone(face), 0), axis=1)
+    return near < 0.05
 
 
 def materials(body: Body, region, rest) -> np.ndarray:

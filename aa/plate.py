@@ -1,8 +1,8 @@
 """The picture behind a person: the photo with the person painted out.
 
-A standing person hides a tall strip of rooms whose lines (tables, boards, skirting, horizon) run mostly across. So the hole is filled
-by a membrane, the smoothest picture that meets what is around, that bends more easily up and down than across: the solution of
-Laplace's equation with a conductance per direction. The grain of the photo is laid over it.
+A standing person hides a tall strip of rooms whose lines (tables, boards, skirting, horizon) run mostly across. So the hole is
+filled by a membrane, the smoothest picture that meets what is around, that bends more easily up and down than across: the solution
+of Laplace's equation with a conductance per direction. The grain of the photo is laid over it.
 """
 
 import cv2

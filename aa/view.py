@@ -8,11 +8,11 @@ import torch
 from scipy.ndimage import distance_transform_edt
 
 from aa import gaussians
+from aa.foreground import foreground
+from aa.ownership import FOREARM, HAIR, LEG, apart, whose
 from aa.zbuffer import zbuffer
 
 GRAZING = 0.2  # cosine between normal and view ray below which the photo's colour is not trusted
-FOREARM, HAND = 4, 6  # part labels from here on, see aa.fringe.parts_of_vertices
-JUMP = 0.05  # m of depth from one surface to another behind it
 
 
 @dataclass(frozen=True)
@@ -20,15 +20,17 @@ class View:
     """The photo at render size and what the fitted mesh looks like in it."""
 
     image: np.ndarray  # (H, W, 3) float32 in [0, 1]
-    front: np.ndarray  # (H, W, 3) the person's colours continued beyond the outline
-    mask: np.ndarray  # (H, W) float32
+    front: np.ndarray  # (H, W, 3) the person's own colours, without background at the rim, continued beyond it
+    mask: np.ndarray  # (H, W) float32, without background that shows between arm and body
     viewmat: torch.Tensor
     K: torch.Tensor
     depth: np.ndarray  # (H, W) m, inf where there is no surface
     tri: np.ndarray  # (H, W) index into the faces given to make_view, -1
     bary: np.ndarray  # (H, W, 3)
-    claimed: np.ndarray  # (H, W) bool: beside the outline of something nearer, and of its colour: it belongs to that
-    stray: np.ndarray  # (H, W) bool: inside such an outline but of the farther thing's colour
+    claimed: np.ndarray  # (H, W) bool: the photo shows another part, before the one the mesh has there
+    stray: np.ndarray  # (H, W) bool: the photo shows another part, behind the arm the mesh has there
+    edge: np.ndarray  # (H, W) bool: close behind the outline of another part, mixed with its colour or in its shadow
+    owner: np.ndarray  # (H, W) the part of the person that the photo shows, -1 beside the person, see aa.ownership
 
     @property
     def size(self) -> tuple[int, int]:
@@ -37,48 +39,51 @@ class View:
 
 
 def make_view(image, mask, vertices, faces, viewmat, K, part) -> View:
-    """View of image (H, W, 3) uint8 and mask (H, W) with a mesh; part (F,) labels what moves as one piece."""
+    """View of image (H, W, 3) uint8 and mask (H, W) with a mesh; part (F,) of its faces, see aa.ownership."""
     h, w = mask.shape
     depth, tri, bary = zbuffer(vertices, faces, viewmat, K, w, h)
     image = image.astype(np.float32) / 255
-    front = extend(image, mask > 0.9, round(max(h, w) / 400))
-    label = np.where((tri >= 0) & (mask > 0.5), part[tri], -1)
-    claimed, stray = split_edges(front, depth, label, max(2, round(max(h, w) / 80)))
-    return View(image, front, mask, viewmat, K, depth, tri, bary, claimed, stray)
+    shown = np.where(tri >= 0, part[tri], -1)
+    owner = whose(image, mask, shown, depth)
+    mask = np.where((owner < 0) & (mask > 0.5), 0, mask).astype(np.float32)
+    claimed, stray = _disputed(owner, shown, depth)
+    front, edge = own_colours(image, mask), behind_edges(owner, depth)
+    return View(image, front, mask, viewmat, K, depth, tri, bary, claimed, stray, edge, owner)
 
 
-def split_edges(image, depth, label, r: int):
-    """Where one part lies before another, let colours decide whose the pixels near its edge are (r px inside, 2 r beside).
+def own_colours(image, mask) -> np.ndarray:
+    """The person's colours (H, W, 3) without the background's share at soft edges, continued outwards."""
+    alpha = cv2.GaussianBlur(cv2.erode(mask, np.ones((3, 3), np.uint8)), (0, 0), 0.7)  # masks are rather too wide than too narrow
+    return extend(foreground(image, alpha), alpha > 0.6, 0)
 
-    Returns (H, W) bool twice: pixels of the far part that show the near one, and the other way round.
-    """
-    disc = lambda r: cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * r + 1, 2 * r + 1))  # noqa: E731
-    known = label >= 0
-    close = cv2.erode(np.where(known, depth, 1e3).astype(np.float32), disc(2 * r))  # a hand may reach far beyond its mesh
-    away = cv2.dilate(np.where(known, depth, -1e3).astype(np.float32), disc(r))
-    far, near = known & (depth - close > JUMP), known & (away - depth > JUMP)
-    colors = cv2.GaussianBlur(image, (0, 0), 1.0)
-    clean = {}  # part -> the image as its nearest undisputed pixel has it
-    for k in np.unique(label[far | near]):
-        sure = (label == k) & ~far & ~near
-        if sure.sum() > 20:
-            y, x = distance_transform_edt(~sure, return_distances=False, return_indices=True)
-            clean[k] = colors[y, x]
-    claimed, stray = np.zeros_like(known), np.zeros_like(known)
-    for band, other, out, ratio in ((far, near, claimed, 0.7), (near, far, stray, 0.45)):
-        if not (band.any() and other.any()):
+
+def behind_edges(owner, depth) -> np.ndarray:
+    """Pixels (H, W) bool close to another part that lies before them."""
+    r = max(1, round(max(owner.shape) / 300))
+    disc = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * r + 1, 2 * r + 1))
+    separate, out = np.pad(apart(), (0, 1)), np.zeros(owner.shape, bool)
+    for k in range(FOREARM, LEG):
+        near = np.where(owner == k, depth, np.inf)
+        if np.isfinite(near).any():
+            near = cv2.erode(np.where(np.isfinite(near), near, 1e3).astype(np.float32), disc)
+            out |= (owner >= 0) & separate[k][owner] & (near < depth)
+    return out
+
+
+def _disputed(owner, shown, depth):
+    """Pixels (H, W) bool of the mesh part `shown` that another part owns: one before it, and one behind it (arms only)."""
+    other = (owner >= 0) & (shown >= 0) & np.pad(apart(), (0, 1))[shown, owner]
+    nearer = np.zeros_like(other)
+    for k in np.unique(owner[other]):
+        mine = other & (owner == k)
+        source = (shown == k) & (owner == k)
+        if k == HAIR or not source.any():
+            nearer |= mine
             continue
-        y, x = np.nonzero(band)
-        yy, xx = distance_transform_edt(~other, return_distances=False, return_indices=True)[:, y, x]
-        mine, rival, here = label[y, x], label[yy, xx], colors[y, x]
-        own, theirs = np.full(len(y), 0.0), np.full(len(y), 9.0)
-        for k, image_k in clean.items():
-            there = np.linalg.norm(here - image_k[y, x], axis=1)
-            own, theirs = np.where(mine == k, there, own), np.where(rival == k, there, theirs)
-        arm = rival >= FOREARM if out is claimed else mine >= HAND  # heads and shoulders only cast shadows
-        out[y, x] = arm & (mine != rival) & (theirs < ratio * own) & (own > 0.15)
-    tidy = lambda m: cv2.medianBlur(m.astype(np.uint8), 9) > 0  # noqa: E731
-    return tidy(claimed), tidy(stray)
+        y, x = distance_transform_edt(~source, return_distances=False, return_indices=True)[:, mine]
+        nearer[mine] = depth[y, x] < depth[mine]
+    arm = (shown >= FOREARM) & (shown < LEG)
+    return other & nearer, other & ~nearer & arm
 
 
 def extend(image, inside, erode: int = 1) -> np.ndarray:
@@ -99,13 +104,34 @@ def sample(image, pixels, radius) -> np.ndarray:
     n = len(pixels)
     at = np.zeros((max(1, -(-n // 1024)), 1024, 2), np.float32)  # OpenCV takes no rows longer than 32767, and no empty table
     at.reshape(-1, 2)[:n] = pixels - 0.5
-    read = [cv2.remap(s, at, None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE).reshape(-1, 3)[:n] for s in stack]
-    read = np.stack(read)
+    read = [cv2.remap(s, at, None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE) for s in stack]
+    read = np.stack(read).reshape(len(sigmas), -1, image.shape[2])[:, :n]
     level = np.interp(radius, sigmas, np.arange(len(sigmas)))
     low = np.minimum(level.astype(int), len(sigmas) - 2)
     f = (level - low)[:, None]
     i = np.arange(n)
     return (1 - f) * read[low, i] + f * read[low + 1, i]
+
+
+def part_colours(view: View, pixels, radius, part) -> np.ndarray:
+    """Colours (n, 3) at pixels (n, 2) as `sample` reads them, but only from what belongs to the part (n,) or moves with it."""
+    out = sample(view.front, pixels, radius)
+    separate = np.pad(apart(), (0, 1), constant_values=True)  # the last column is for -1, no owner
+    for k in np.unique(part):
+        mine = np.flatnonzero(part == k)
+        own = cv2.erode((~separate[k][view.owner]).astype(np.uint8), np.ones((3, 3), np.uint8)) > 0  # pixels at the edge are mixed
+        if not own.any():
+            continue
+        y, x = np.nonzero(own)
+        low, high = np.maximum([x.min() - 20, y.min() - 20], 0), np.array([x.max() + 20, y.max() + 20])
+        box = np.s_[low[1] : high[1], low[0] : high[0]]
+        inside = own[box].astype(np.float32)[..., None]
+        near = (pixels[mine] - low).clip(0, np.array(inside.shape[1::-1]) - 0.5)
+        both = sample(np.dstack([view.front[box] * inside, inside]), near, radius[mine])
+        nearest = distance_transform_edt(inside[..., 0] < 0.5, return_distances=False, return_indices=True)
+        beside = view.front[box][tuple(nearest[:, near[:, 1].astype(int), near[:, 0].astype(int)])]
+        out[mine] = np.where(both[:, 3:] > 0.05, both[:, :3] / both[:, 3:].clip(0.05), beside)
+    return out
 
 
 def project(points, viewmat, K):
@@ -125,4 +151,5 @@ def visible(view: View, points, normals):
     ray = torch.nn.functional.normalize(eye - points, dim=1)
     facing = (ray * normals).sum(1).numpy()
     near = z - view.depth[y, x] < 0.004
-    return inside & near & (facing > GRAZING) & (view.mask[y, x] > 0.5) & ~view.claimed[y, x] & ~view.stray[y, x], pixels, facing
+    shown = (view.mask > 0.5) & ~view.claimed & ~view.stray & ~view.edge
+    return inside & near & (facing > GRAZING) & shown[y, x], pixels, facing

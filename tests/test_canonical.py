@@ -191,6 +191,8 @@ def test_hidden_particles_are_left_alone(body):
         np.zeros((size, size, 3)),
         no,
         no,
+        no,
+        np.zeros((size, size), int),
     )
     g = refine(cloud, view, np.zeros((size, size, 3), np.uint8), 5)
     assert torch.equal(g.colors[~seen], cloud.colors[~seen])
