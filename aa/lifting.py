@@ -1,21 +1,28 @@
 """Tracks lifted to 3D: the coarse motion that the 4DGS fit starts from.
 
 One camera gives two numbers a point and frame; the third comes from the surface keeping its shape. A graph of nodes on the
-canonical Gaussians moves so that tracked particles project onto their tracks (Eq. 3) and the graph stays as rigid as possible:
-the local and global steps of Sorkine and Alexa 2007, embedded deformation (Sumner et al. 2007) from nodes to particles.
+canonical Gaussians moves so that tracked particles project onto their tracks (Eq. 3) and its edges stay as rigid as possible.
+Which edges bend is learned from the clip: an edge that is strained in some frames lies on a joint and is set free there, all others
+stiffen, until limbs are bones. Bones of a known size, seen in perspective, have a depth.
 """
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import torch
 
 from aa.body import matrix_to_quat
+from aa.rigidity import Nodes, State, rays_of
+from aa.threads import run_parallel
 
-ITERATIONS = 12  # local and global steps per frame; the first frame, furthest from the canonical posture, gets 5 times as many
-W_TRACK = 2.0  # weight of a track (m^2 off the ray) against an edge of the graph (m^2 of stretch)
-UNSEEN = 0.15  # m from everything that is ever seen: such nodes (the legs) are held in their canonical places
+KEYS = 10  # frames that the stiffness is learned from
+ROUNDS = 7  # of learning
+STRAIN = 0.003  # floor of what an edge is trusted to: a share of its length
+ERROR = 2e-4  # m, floor of what a track is trusted to: nodes carry their particles no better
+UNSEEN = 0.15  # m from everything that is ever seen: such nodes (the legs) stay in their canonical places
 NEAR = 4  # nodes that carry a particle
+FEW = 12  # tracks: a frame that shows fewer says nothing about a body
 
 
 @dataclass(frozen=True)
@@ -38,6 +45,17 @@ class Graph:
         q = matrix_to_quat(turns)[self.index]  # (N, NEAR, 4)
         q = torch.where((q * q[:, :1]).sum(-1, keepdim=True) < 0, -q, q)
         return torch.nn.functional.normalize((self.weight[..., None] * q).sum(1), dim=-1)
+
+
+@dataclass(frozen=True)
+class Lift:
+    """Lifted tracks: motion of N particles over T frames, and what was learned about the graph on the way."""
+
+    means: torch.Tensor  # (T, N, 3) m
+    turns: torch.Tensor  # (T, N, 4) wxyz, relative to the canonical Gaussians
+    strain: torch.Tensor  # (E,) share of its length by which each edge is trusted to change: large at joints
+    error: torch.Tensor  # (P,) m by which each track is trusted to miss
+    shape: torch.Tensor  # (T, M) coefficients of the modes
 
 
 def make_graph(points: torch.Tensor, part: torch.Tensor, count: int = 500, degree: int = 8) -> Graph:
@@ -66,86 +84,91 @@ def make_graph(points: torch.Tensor, part: torch.Tensor, count: int = 500, degre
     return Graph(t(nodes), t(edges), t(index[:, :NEAR]), weight)
 
 
-def nearest_rotation(M: torch.Tensor) -> torch.Tensor:
-    """The rotation (..., 3, 3) closest to M (..., 3, 3)."""
-    U, _, Vt = torch.linalg.svd(M)
-    flip = torch.ones_like(M[..., 0])
-    flip[..., 2] = torch.linalg.det(U @ Vt).sign()
-    return (U * flip[..., None, :]) @ Vt
+def lift_tracks(canonical, graph: Graph, footage, modes=None) -> tuple[torch.Tensor, torch.Tensor]:
+    """Means (T, N, 3) m and rotations (T, N, 4) wxyz of N particles that follow the tracks of a `Footage`: see `lift`."""
+    lifted = lift(canonical, graph, footage, modes)
+    return lifted.means, lifted.turns
 
 
-def lift_tracks(canonical, graph: Graph, footage, w_track: float = W_TRACK) -> tuple[torch.Tensor, torch.Tensor]:
-    """Means (T, N, 3) m and rotations (T, N, 4) wxyz of N particles that follow the tracks of a `Footage`.
+def lift(canonical, graph: Graph, footage, modes=None, rounds: int = ROUNDS) -> Lift:
+    """Follow the tracks of a `Footage` in 3D.
 
-    canonical (N, 3) m. Frame by frame, each starting from the one before.
+    Args: canonical (N, 3) m; modes (N, M, 3) m, or None: known ways in which the canonical shape changes, with coefficients in
+        [0, 1], such as facial actions. A front camera does not see lips come forward; with modes, what it sees of them tells.
+        rounds of learning: 0 keeps all edges alike.
     """
-    solver = _Solver(canonical, graph, footage, w_track)
-    places, turns = canonical[graph.nodes], torch.eye(3, device=canonical.device).expand(len(graph.nodes), 3, 3)
-    means, rotations = [], []
-    for t in range(len(footage.tracks)):
-        places, turns = solver.frame(t, places, turns, ITERATIONS * (5 if t == 0 else 1))
-        means.append(graph.carry(canonical, places, turns))
-        rotations.append(graph.blend(turns))
-    return torch.stack(means), torch.stack(rotations)
+    nodes, rays = _nodes(canonical, graph, footage, modes), rays_of(footage)
+    seen = np.array([r.seen.sum() for r in rays])
+    usable = np.flatnonzero(seen >= min(FEW, max(1, seen.max())))
+    keys = [int(t) for t in np.unique(usable[np.linspace(0, len(usable) - 1, min(KEYS, len(usable))).round().astype(int)])]
+    states = _from_the_nearest(nodes, rays, keys)
+    for _ in range(rounds):
+        _learn(nodes, rays, states)
+        _each(keys, lambda t: states.update({t: nodes.settle(rays[t], states[t], 2)}))
+    _between(nodes, rays, states, set(usable.tolist()))
+    return _carried(canonical, graph, nodes, [states[t] for t in range(len(rays))], modes)
 
 
-class _Solver:
-    """Alternates node rotations (local, a polar decomposition each) and node positions (global, one sparse system a frame)."""
+def _nodes(canonical, graph: Graph, footage, modes) -> Nodes:
+    from scipy.spatial import cKDTree
 
-    def __init__(self, canonical, graph: Graph, footage, w_track):
-        from scipy import sparse
+    x = canonical.detach().cpu().double().numpy()
+    at, chosen = footage.particle.cpu().numpy(), graph.nodes.cpu().numpy()
+    known = np.zeros((len(x), 0, 3)) if modes is None else modes.detach().cpu().double().numpy()
+    ever = x[at[footage.visible.any(0).cpu().numpy()]]
+    moving = np.flatnonzero(cKDTree(ever).query(x[chosen])[0] <= UNSEEN)
+    index, weight = (w[footage.particle].cpu().numpy() for w in (graph.index, graph.weight.double()))
+    return Nodes(x[chosen], graph.edges.cpu().numpy(), index, weight, x[at], moving, known[chosen], known[at])
 
-        self.graph, self.footage, self.w_track = graph, footage, w_track
-        self.rest = canonical[graph.nodes]
-        i, j = graph.edges.unbind(1)
-        self.i, self.j = torch.cat([i, j]), torch.cat([j, i])
-        self.arm = self.rest[self.j] - self.rest[self.i]  # (2E, 3), every edge in both directions
-        at = footage.particle
-        self.index, self.weight = graph.index[at], graph.weight[at]  # (P, NEAR)
-        self.reach = canonical[at][:, None] - self.rest[self.index]  # (P, NEAR, 3)
-        K, E = len(self.rest), len(i)
-        seen = canonical[at[footage.visible.any(0)]]
-        self.anchor = torch.where(torch.cdist(self.rest, seen).amin(1, keepdim=True) > UNSEEN, 1.0, 1e-6)
-        ones, rows = np.ones(E), np.arange(E)
-        a, b = i.cpu().numpy(), j.cpu().numpy()
-        difference = sparse.csr_matrix((np.r_[ones, -ones], (np.r_[rows, rows], np.r_[a, b])), (E, K))
-        laplacian = difference.T @ difference + sparse.diags(self.anchor[:, 0].cpu().numpy())
-        self.stiffness = sparse.kron(laplacian, sparse.identity(3), "csc")
 
-    def rays(self, t: int):
-        """Rows (2P, 3) and offsets (2P,): `rows @ y = offsets` says that y lies on the ray of its track; hidden tracks weigh 0."""
-        K, view = self.footage.K, self.footage.viewmat
-        slope = (self.footage.tracks[t] - K[:2, 2]) / K[[0, 1], [0, 1]]  # (P, 2)
-        rows = view[None, :2, :3] - slope[..., None] * view[2:3, :3]  # (P, 2, 3)
-        offsets = slope * view[2, 3] - view[:2, 3]
-        seen = self.footage.visible[t].to(rows)[:, None]
-        return (rows * seen[..., None]).flatten(0, 1), (offsets * seen).flatten()
+def _from_the_nearest(nodes: Nodes, rays, keys) -> dict[int, State]:
+    """States of the key frames: from the one that is most like the canonical posture, forwards and backwards."""
+    start = nodes.start()
+    first = int(np.argmin([np.nanmean(np.abs(nodes.off(rays[t], start))) for t in keys]))
+    states = {keys[first]: nodes.settle(rays[keys[first]], start, 20)}
+    for way in (keys[first:], keys[first::-1]):
+        for before, t in pairwise(way):
+            states[t] = nodes.settle(rays[t], states[before], 8)
+    return states
 
-    def frame(self, t: int, places, turns, iterations: int):
-        """Node positions (K, 3) and rotations (K, 3, 3) of frame t, from a start."""
-        from scipy import sparse
-        from scipy.sparse.linalg import splu
 
-        rows, offsets = self.rays(t)
-        P, K = len(self.index), len(self.rest)
-        value = (rows.unflatten(0, (P, 2))[:, :, None] * self.weight[:, None, :, None]).flatten().cpu().numpy().astype(np.float64)
-        column = (
-            (3 * self.index[:, None, :, None] + torch.arange(3, device=rows.device)).expand(P, 2, NEAR, 3).flatten().cpu().numpy()
-        )
-        line = np.repeat(np.arange(2 * P), 3 * NEAR)
-        J = sparse.csr_matrix((value, (line, column)), (2 * P, 3 * K))
-        solve = splu((self.stiffness + self.w_track * (J.T @ J)).tocsc()).solve
-        for _ in range(iterations):
-            carried = (self.weight[..., None] * (turns[self.index] @ self.reach[..., None])[..., 0]).sum(1)  # (P, 3)
-            off = offsets - (rows.unflatten(0, (P, 2)) @ carried[..., None]).flatten()
-            half = 0.5 * ((turns[self.i] + turns[self.j]) @ self.arm[..., None])[..., 0]
-            right = (self.anchor * self.rest).index_add_(0, self.i, -half)
-            b = right.flatten().cpu().numpy().astype(np.float64) + self.w_track * (J.T @ off.cpu().numpy().astype(np.float64))
-            places = torch.as_tensor(solve(b), dtype=self.rest.dtype, device=self.rest.device).unflatten(0, (K, 3))
-            now = places[self.j] - places[self.i]
-            spread = torch.zeros_like(turns).contiguous().index_add_(0, self.i, now[..., None] * self.arm[:, None])
-            turns = nearest_rotation(spread)
-        return places, turns
+def _learn(nodes: Nodes, rays, states: dict[int, State]) -> None:
+    """Trust edges and tracks as far as they have kept their word: root mean squares over the key frames, and a floor."""
+    nodes.strain = np.sqrt(STRAIN**2 + np.mean([nodes.strains(s) for s in states.values()], 0))
+    off = np.stack([nodes.off(rays[t], s) for t, s in states.items()])  # (keys, P, 2)
+    seen = np.isfinite(off).all(-1)
+    square = np.where(seen, (np.nan_to_num(off) ** 2).mean(-1), 0).sum(0) / seen.sum(0).clip(1)
+    nodes.error = np.sqrt(ERROR**2 + square)
+
+
+def _each(frames, work) -> None:
+    """Frames that do not depend on each other, on as many threads as torch uses (the sparse solver releases the GIL)."""
+    run_parallel(lambda k: work(frames[k]), len(frames), torch.get_num_threads())
+
+
+def _between(nodes: Nodes, rays, states: dict[int, State], usable: set[int]) -> None:
+    """All other frames, each from its neighbour on the side of the nearest key; one without tracks keeps that neighbour's state."""
+    keys = sorted(states)
+    nearest = [min(keys, key=lambda k: abs(k - t)) for t in range(len(rays))]
+
+    def chain(key: int) -> None:
+        mine = [t for t in range(len(rays)) if nearest[t] == key]
+        for t in sorted((t for t in mine if t != key), key=lambda t: abs(t - key)):
+            start = states[t - 1 if t > key else t + 1]
+            states[t] = nodes.settle(rays[t], start, 4) if t in usable else start
+
+    _each(keys, chain)
+
+
+def _carried(canonical, graph: Graph, nodes: Nodes, states: list[State], modes) -> Lift:
+    """The particles that the nodes carry."""
+    t = lambda x: torch.as_tensor(np.asarray(x), dtype=canonical.dtype, device=canonical.device)  # noqa: E731
+    means, rotations, shape = [], [], t([s.shape for s in states])
+    for s, a in zip(states, shape):
+        rest = canonical if modes is None else canonical + torch.einsum("nmc,m->nc", modes.to(canonical), a)
+        means.append(graph.carry(rest, t(s.places), t(s.turns)))
+        rotations.append(graph.blend(t(s.turns)))
+    return Lift(torch.stack(means), torch.stack(rotations), t(nodes.strain), t(nodes.error), shape)
 
 
 def colors_from_tracks(footage, points: torch.Tensor) -> torch.Tensor:
