@@ -11,7 +11,7 @@ from aa.faces import EYE_DISTANCE, LEFT_IRIS, RIGHT_IRIS, check_face, face_yaw, 
 from aa.mask import person_mask
 from aa.models import Models, quiet, to_world
 from aa.photo import Photo, load_image, load_photo
-from aa.poses import WRIST, find_hands, find_pose, head_only, run_pose
+from aa.poses import find_hands, find_pose, head_only, run_pose
 from aa.quality import Quality, complaints, face_quality, refuse
 
 __all__ = ["EYE_DISTANCE", "LEFT_IRIS", "RIGHT_IRIS", "Models", "Person", "detect", "find_faces", "load_image", "quiet"]
@@ -40,6 +40,7 @@ class Person:
     scale: float  # px of `image` per px of the original photo
     notices: tuple[str, ...] = ()  # sentences for the user
     quality: Quality | None = None  # measures of the face
+    people: int = 1  # faces in the photo
 
     @property
     def eye_distance(self) -> float:
@@ -78,10 +79,10 @@ def detect(source) -> Person:
     found = [h[0] for h in hands.values() if h is not None]
     mask = person_mask(image, coarse, pose2d, visibility, found, rivals, alpha)
     confidence = {"face": presence, "pose": float(visibility[[0, 11, 12]].mean()) if seen is not None else 0.0, **scores}
-    notices += [*complaints(quality).values(), *_missing(hands, visibility, seen is not None)]
+    notices += [*complaints(quality).values(), *_missing(visibility, seen is not None)]
     return Person(
         image, mask, face[:, :2], face[:, 2], pose2d, visibility, pose3d, hands, confidence, face_yaw(face), photo.scale,
-        tuple(notices), quality,
+        tuple(notices), quality, len(faces),
     )  # fmt: skip
 
 
@@ -113,17 +114,10 @@ def _fair(quality: Quality) -> bool:
     return abs(quality.roll) < 45
 
 
-def _missing(hands, visibility, body: bool) -> list[str]:
+def _missing(visibility, body: bool) -> list[str]:
     """Sentences about what of the body the photo does not show."""
-    said = []
-    if body and visibility[[11, 12]].max() < 0.5:
-        said.append("The shoulders are not in the photo: the body is a guess.")
-    lost = [side for side, wrist in WRIST.items() if hands[side] is None and visibility[wrist] > 0.5]
-    if lost:
-        names = " and the ".join(f"{side} hand" for side in lost)
-        whose = "its" if len(lost) == 1 else "their"
-        said.append(f"The {names} could not be read (hidden, folded or blurred): {whose} fingers are a guess.")
-    return said
+    hidden = body and visibility[[11, 12]].max() < 0.5
+    return ["The shoulders are not in the photo: the body is a guess."] if hidden else []
 
 
 def _no_face(models, image, unconfirmed, scale: float) -> InputError:

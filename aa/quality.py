@@ -20,9 +20,10 @@ EYES = (
 )
 FOREHEAD, CHIN, CHEEKS = 10, 152, (234, 454)
 NOSE, JAW = (6, 197, 195), (199, 175, 200, 208, 428)
+LEFT_CHEEK, RIGHT_CHEEK = (280, 330, 347, 425), (50, 101, 118, 205)
 
 # Limits, between the values of good photos (portraits, real ones) and of the same photos made worse.
-DARK, TOO_DARK = 35, 15  # lightness L* of the brighter parts of the face
+DARK, TOO_DARK = 35, 15  # lightness L* of the eyes' whites or the brighter parts of the skin
 BURNT, TOO_BURNT = 0.3, 0.7  # share of the face that is pure white
 BLURRED = 0.05  # fine contrast over contrast; good photos have 0.1 to 0.2
 FLAT = 0.45  # share of the face without any change from pixel to pixel: a drawing
@@ -37,7 +38,8 @@ BROADEST, NARROWEST = 1.2, 0.6  # width of the face over its height
 class Quality:
     """Measures of one face in a photo."""
 
-    light: float  # L* in [0, 100] of the brighter parts of the face (90th percentile)
+    light: float  # L* in [0, 100] of the whites of the eyes or the brighter parts of the skin (90th percentile): of any skin
+    uneven: float  # difference of L* between the person's two cheeks
     burnt: float  # share of the face that is pure white
     sharpness: float  # fine contrast over contrast
     flat: float  # share of the face without any texture
@@ -89,17 +91,23 @@ def _light(image, marks) -> dict:
     around = _grown(lips, 15) & ~_grown(lips, 5)
     core = cv2.erode(face.astype(np.uint8), np.ones((9, 9), np.uint8)) > 0
     if min(core.sum(), lips.sum(), around.sum(), orbits.sum()) < 9:  # hardly any of it is in the photo
-        return {"light": 0.0, "burnt": 0.0, "sharpness": 0.0, "lips": 0.0, "unlike": 0.0, "eyes": 1.0}
-    fine = cv2.Laplacian(cv2.GaussianBlur(light, (0, 0), 0.8), cv2.CV_32F)
-    nose, jaw = (_colour_at(lab, marks[list(ids)]) for ids in (NOSE, JAW))
+        return {"light": 0.0, "uneven": 0.0, "burnt": 0.0, "sharpness": 0.0, "lips": 0.0, "unlike": 0.0, "eyes": 1.0}
+    nose, jaw, left, right = (_colour_at(lab, marks[list(ids)]) for ids in (NOSE, JAW, LEFT_CHEEK, RIGHT_CHEEK))
     return {
-        "light": float(np.percentile(light[face], 90)),
+        "light": float(max(np.percentile(light[face], 90), np.percentile(light[eyes], 90) if eyes.any() else 0)),
+        "uneven": float(abs(left[0] - right[0])),
         "burnt": float((image[face].min(1) >= 250).mean()),
-        "sharpness": float(fine[core].std() / (light[face].std() + 1)),
+        "sharpness": sharpness(light, core),
         "lips": float(np.linalg.norm(np.median(lab[lips], 0) - np.median(lab[around], 0))),
         "unlike": float(np.linalg.norm((nose - jaw)[1:])),
         "eyes": float(np.median(light[orbits]) / max(1.0, np.median(light[face & ~orbits]))),
     }
+
+
+def sharpness(light, where) -> float:
+    """Fine contrast over contrast of lightness (H, W) in a mask: the spread of the Laplacian over that of the picture."""
+    fine = cv2.Laplacian(cv2.GaussianBlur(light, (0, 0), 0.8), cv2.CV_32F)
+    return float(fine[where].std() / (light[where].std() + 1))
 
 
 def _hull(shape, points) -> np.ndarray:
