@@ -17,6 +17,7 @@ from aa.particles import Particles, grid, join
 from aa.view import View, part_colours, project
 
 SPACING = 2.2  # px between neighbours
+FINE, COARSE = 0.62, 1.4  # radius (standard deviation) over that in front, and at the back, where each fourth is left
 THICK = {HAIR: 0.08, TRUNK: 0.06, LEG: 0.06, LEG + 1: 0.06, HAND: 0.012, HAND + 1: 0.012}  # m, half of the greatest thickness
 SLEEVE = 0.02  # the same for arms
 FRONT = 0.6  # thickness before the middle over that behind it: hair grows towards the back
@@ -24,6 +25,7 @@ BLEND = 0.3  # distances between the pupils over which the hold of one part give
 THIN_PX, SMALL_PX = 3, 60  # strips thinner and patches smaller than this belong to the outline's own blur
 BACK = 0.8  # brightness of the far side
 MOST_WALL = 12  # particles one behind the other where the surface runs away from the eye
+OTHER = 1.0  # distances between the pupils that the next part along a limb counts as farther away
 SHADOW = 0.6  # brightness of cloth in the shade over its usual one, at least
 BEFORE = 0.015  # m by which hair lies before the clothes it covers
 
@@ -45,14 +47,14 @@ def fringe(body: Body, view: View, vertices, eyes_px: float) -> Particles:
         corners[mine], weights[mine], depth[mine] = _hold(k, vertex, view, at[mine], eyes_px)
         half[mine] = _rounded(k, at[mine], depth[mine], view)
     colors = _unshaded(part_colours(view, at + 0.5, np.full(len(at), 0.4 * SPACING), owner), owner, view)
-    front, back = _sheets(at, depth, half, view)
-    for sign, index, z in ((-1, *front), (1, *back)):
-        pieces.append(_place(view, at[index], z, corners[index], weights[index], colors[index], sign < 0))
+    front, back = _sheets(at, depth, half, view, owner)
+    for (index, z), size in ((front, FINE), (back, COARSE)):
+        pieces.append(_place(view, at[index], z, corners[index], weights[index], colors[index], size))
     hanging = (owner == HAIR) & (view.tri[at[:, 1], at[:, 0]] < 0)
     if hanging.any():
         nape, z, tint = _nape(body, view, vertices, at[hanging], (depth + half)[hanging], colors[hanging])
         held = _hold(HAIR, vertex, view, nape, eyes_px)
-        pieces.append(_place(view, nape, z, *held[:2], tint, False))
+        pieces.append(_place(view, nape, z, *held[:2], tint, COARSE))
     return join(pieces)
 
 
@@ -62,9 +64,9 @@ def _unshaded(colors, owner, view: View):
     for k in range(TRUNK, HAND):
         mine, body = owner == k, (view.owner == k) & (view.tri >= 0) & ~view.claimed
         if mine.any() and body.any():
-            bright = colors[mine].mean(1)
-            least = SHADOW * np.median(view.front[body].mean(1))
-            colors[mine] *= (np.maximum(bright, least) / bright.clip(0.02))[:, None]
+            usual = np.median(view.front[body], 0)
+            dark = np.clip(1 - colors[mine].mean(1) / max(SHADOW * usual.mean(), 1e-3), 0, 1)[:, None]
+            colors[mine] += dark * (SHADOW * usual - colors[mine])
     return colors.clip(0, 1)
 
 
@@ -76,9 +78,9 @@ def _nape(body: Body, view: View, vertices, at, depth, colors):
     pixels, z = project(vertices[torch.unique(solid_faces(body)[0])], view.viewmat, view.K)
     ears = project(vertices[body.region_vertices("ear")], view.viewmat, view.K)[0]
     middle, top = ears[:, 0].mean(), ears[:, 1].max() - 0.3 * np.ptp(ears[:, 1])
-    step = 1.5 * SPACING
+    step = 2 * SPACING
     out = []
-    for y in np.arange(top, at[:, 1].max(), step):
+    for y in np.arange(top, np.quantile(at[:, 1], 0.97), step):
         row = np.abs(at[:, 1] - y) < step
         left, right = (row & (at[:, 0] < middle)).nonzero()[0], (row & (at[:, 0] > middle)).nonzero()[0]
         if not len(left) or not len(right):
@@ -86,8 +88,8 @@ def _nape(body: Body, view: View, vertices, at, depth, colors):
         a, b = left[at[left, 0].argmax()], right[at[right, 0].argmin()]  # the inner ends
         x = np.arange(at[a, 0], at[b, 0], step)
         share = ((x - at[a, 0]) / max(at[b, 0] - at[a, 0], 1))[:, None]
-        behind = np.abs(pixels[:, 1] - y) < 4 * step
-        body_back = np.array([z[behind & (np.abs(pixels[:, 0] - u) < 4 * step)].max(initial=0) for u in x])
+        away = np.hypot(pixels[:, 0] - x[:, None], pixels[:, 1] - y)
+        body_back = np.where(away < np.maximum(3 * step, away.min(1, keepdims=True) + 1), z, 0).max(1)
         between = (depth[a] + share * (depth[b] - depth[a]))[:, 0]
         tint = colors[left].mean(0) + share * (colors[right].mean(0) - colors[left].mean(0))
         out.append(np.c_[x, np.full(len(x), y), np.maximum(body_back + 0.5 * BEFORE, between), tint])
@@ -95,16 +97,16 @@ def _nape(body: Body, view: View, vertices, at, depth, colors):
     return out[:, :2].astype(int), out[:, 2], out[:, 3:]
 
 
-def _place(view: View, at, z, corners, weights, colors, front: bool) -> Particles:
-    """Round particles at pixels (n, 2) and depths (n,) m; the back ones are fewer, larger and in the shade."""
+def _place(view: View, at, z, corners, weights, colors, size: float) -> Particles:
+    """Round particles of `size` spacings at pixels (n, 2) and depths (n,) m; coarse ones are at the back, in the shade."""
     f, n = float(view.K[0, 0]), len(at)
     centre = view.K[:2, 2].numpy()
     camera = np.c_[(at + 0.5 - centre) / f * z[:, None], z]
     means = (torch.from_numpy(camera).float() - view.viewmat[:3, 3]) @ view.viewmat[:3, :3]
-    size = torch.from_numpy(SPACING * z / f * (0.62 if front else 1.0)).float()
+    radius, front = torch.from_numpy(size * SPACING * z / f).float(), size == FINE
     return Particles(
         torch.from_numpy(corners), torch.from_numpy(weights).float(), torch.ones(n, dtype=torch.bool), means,
-        torch.tensor([1.0, 0, 0, 0]).repeat(n, 1), size[:, None].repeat(1, 3), torch.full((n,), 0.9),
+        torch.tensor([1.0, 0, 0, 0]).repeat(n, 1), radius[:, None].repeat(1, 3), torch.full((n,), 0.9),
         torch.from_numpy(colors * (1.0 if front else BACK)).float(), torch.full((n,), front),
     )  # fmt: skip
 
@@ -147,19 +149,22 @@ def _hold(k: int, seen, view: View, at, eyes_px: float):
     shows, vertex = seen
     allowed = (HEAD, TRUNK) if k == HAIR else [j for j in chain(k) if j != HEAD and j != HAIR]
     x, y = at.T
-    far, corner, z = [], [], []
+    far, corner, z, held = [], [], [], []
     for j in allowed:
         if not (shows == j).any():
             continue
         distance, (yy, xx) = distance_transform_edt(shows != j, return_indices=True)
+        held.append(j)
         far.append(distance[y, x])
         corner.append(vertex[yy[y, x], xx[y, x]])
         z.append(_smooth(view.depth[yy, xx], np.minimum(distance, 40))[y, x])
     if not far:
         raise ValueError(f"nothing in view holds part {k}")
     far, corner, z = (np.stack(v, 1) for v in (far, corner, z))
+    own = z[:, held.index(k)] if k in held else (z / far.clip(1)).sum(1) / (1 / far.clip(1)).sum(1)
+    far = far + OTHER * eyes_px * (np.array(held) != k) if k in held else far
     best = np.argsort(far, 1)[:, :3]
-    far, corner, z = (np.take_along_axis(v, best, 1) for v in (far, corner, z))
+    far, corner = (np.take_along_axis(v, best, 1) for v in (far, corner))
     if k == HAIR:  # from the head to the shoulders, the share of either falls with the distance to it
         weight = 1 / (far + 2.0) ** 2
     else:
@@ -167,7 +172,7 @@ def _hold(k: int, seen, view: View, at, eyes_px: float):
     weight /= weight.sum(1, keepdims=True)
     fill = 3 - weight.shape[1]
     corner, padded = np.pad(corner, ((0, 0), (0, fill)), mode="edge"), np.pad(weight, ((0, 0), (0, fill)))
-    return corner, padded, (z * weight).sum(1)
+    return corner, padded, own
 
 
 def _smooth(depth, away) -> np.ndarray:
@@ -190,23 +195,24 @@ def _rounded(k: int, at, depth, view: View) -> np.ndarray:
     return np.sqrt(d * (2 * radius - d))
 
 
-def _sheets(at, depth, half, view: View):
+def _sheets(at, depth, half, view: View, owner):
     """Indices and depths of the front's particles and of the back's: where the surface runs away from the eye, several in a row.
 
-    What lies on the mesh is one sheet just before it.
+    What lies before the mesh is one sheet; hair touches it.
     """
     x, y = at.T
     mesh = view.depth[y, x]
     on_mesh = np.isfinite(mesh)
-    front = np.where(on_mesh, mesh - BEFORE, depth - FRONT * half)
+    front = depth - FRONT * half
+    front = np.where(on_mesh & ((owner == HAIR) | (front > mesh)), mesh - BEFORE, front)
     surface = np.full(view.mask.shape, 1e3, np.float32)
     surface[y, x] = half
     fall = half - cv2.erode(surface, np.ones((5, 5), np.uint8))[y, x]
-    rows = np.ceil(fall * float(view.K[0, 0]) / (SPACING * depth)).clip(1, MOST_WALL).astype(int)
+    rows = np.ceil(fall * float(view.K[0, 0]) / (1.5 * SPACING * depth)).clip(1, MOST_WALL).astype(int)
     rows[on_mesh] = 1
     index = np.repeat(np.arange(len(at)), rows)
     inside = (np.arange(len(index)) - np.repeat(np.cumsum(rows) - rows, rows)) / rows[index] * fall[index]
-    behind = ~on_mesh[index] & (index % 2 == 0)
+    behind = ~on_mesh[index] & (index % 4 == 0)
     return (index, front[index] + FRONT * inside), (index[behind], (depth + half)[index[behind]] - inside[behind])
 
 

@@ -20,20 +20,19 @@ BACKGROUND = PARTS
 JUMP = 0.02  # m of depth between one part and another behind it
 EDGE = 0.03  # step of colour that a walker is loath to cross
 ALIKE = 0.08  # difference of colour within one material
+TONE = 0.07  # difference of chromaticity within a person's skin, lit from many sides
 PRIOR = 0.02  # weight of a pixel's own colour and place against a neighbour's opinion
-REACH = {HAIR: 12}  # how far a part may reach beyond its mesh, in r, see `whose`; 2 for the others
+REACH = {HAIR: 12, TRUNK: 0.7}  # how far a part may reach beyond its mesh, in r, see `whose`; 2 for the others
 STIFF_MM = 2.0  # what facial actions move further carries no hair
 SURE = 0.6  # probability from which a pixel that no mesh covers counts as background
 
 
 def apart() -> np.ndarray:
-    """(11, 11) bool: pairs of parts whose colours do not mix: an arm lies before the trunk, a hand before its sleeve, hair on the
-    shoulder. Upper arm and forearm, or trunk and legs, go over into each other."""
+    """(11, 11) bool: pairs of parts whose colours do not mix, for one may lie before the other: each part of an arm and anything
+    else, hair and the shoulder. Trunk, legs and head go over into each other."""
     out = np.zeros((PARTS, PARTS), bool)
     out[UPPER_ARM:LEG] = True
     out[HAIR, TRUNK:HAIR] = True
-    for side in (0, 1):
-        out[UPPER_ARM + side, FOREARM + side] = out[FOREARM + side, UPPER_ARM + side] = False
     out |= out.T
     np.fill_diagonal(out, False)
     return out
@@ -79,7 +78,7 @@ def whose(image, mask, part, depth) -> np.ndarray:
     r = max(2, round(max(mask.shape) / 80))
     hair = _fallen_hair(image, mask, part)
     around = cv2.dilate(hair.astype(np.uint8), np.ones((r, r), np.uint8)) > 0
-    unknown = (_doubtful(mask, part, depth, r) | around & (part >= TRUNK) & (part < FOREARM)) & ~hair
+    unknown = (_doubtful(image, mask, part, depth, r) | around & (part >= TRUNK) & (part < FOREARM)) & ~hair
     seeds = np.where(mask < 0.05, BACKGROUND, np.where(unknown, -1, np.where(hair, HAIR, part)))
     owner = np.where(mask > 0.5, seeds, -1)
     if not unknown.any() or not (seeds >= 0).any():
@@ -94,7 +93,7 @@ def whose(image, mask, part, depth) -> np.ndarray:
     return np.where((owner == BACKGROUND) | (mask <= 0.5), -1, owner)
 
 
-def _doubtful(mask, part, depth, r: int) -> np.ndarray:
+def _doubtful(image, mask, part, depth, r: int) -> np.ndarray:
     """Pixels (H, W) of the person to ask about: where no mesh is, and near the edges between parts that move apart."""
     disc = lambda r: cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * r + 1, 2 * r + 1))  # noqa: E731
     grown = lambda m, r: cv2.dilate(m.astype(np.uint8), disc(r)) > 0  # noqa: E731
@@ -113,7 +112,28 @@ def _doubtful(mask, part, depth, r: int) -> np.ndarray:
     bare = person & (part < 0)
     inner = bare & grown((part >= 2) & (part < LEG), 3 * r)
     doubt |= person & grown(inner, max(2, r // 3))
-    return person & (doubt | bare)
+    return person & (doubt | bare | _no_hand(image, part))
+
+
+def _no_hand(image, part) -> np.ndarray:
+    """Pixels (H, W) of the hands' meshes that are not skin, where most of the hand is: sleeve or trunk beside it."""
+    out = np.zeros(part.shape, bool)
+    for k in (HAND, HAND + 1):
+        mine = part == k
+        if not mine.any():
+            continue
+        skin = is_skin(image[mine], image[part == HEAD])
+        if skin.mean() > 0.5:
+            out[mine] = ~skin
+    return cv2.morphologyEx(out.astype(np.uint8), cv2.MORPH_OPEN, np.ones((3, 3), np.uint8)) > 0
+
+
+def is_skin(colors, face) -> np.ndarray:
+    """Which colours (n, 3) are those of the face (m, 3), nearly whatever their brightness."""
+    if len(face) < 50:
+        return np.zeros(len(colors), bool)
+    tone = lambda c: np.c_[c / c.sum(1, keepdims=True).clip(0.05), 0.15 * c.mean(1)]  # noqa: E731
+    return np.linalg.norm(tone(colors) - np.median(tone(face), 0), axis=1) < TONE
 
 
 def _walk(image, seeds, part, unknown, r: int) -> np.ndarray:
@@ -172,7 +192,7 @@ def _fallen_hair(image, mask, part) -> np.ndarray:
     """Pixels (H, W) of trunk and upper arms that show hair: of its colours rather than the skin's, and joined to it."""
     scalp, skin = (part == HAIR) & (mask > 0.95), (part == HEAD) & (mask > 0.95)
     nothing = np.zeros_like(scalp)
-    if min(scalp.sum(), skin.sum()) < 200:
+    if min(scalp.sum(), skin.sum()) < 50:
         return nothing
     soft = cv2.GaussianBlur(image, (0, 0), 1.5)
     hair, face = _palette(soft[scalp], 5), _palette(soft[skin], 2)

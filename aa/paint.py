@@ -6,7 +6,7 @@ from scipy.spatial import cKDTree
 from aa.body import REGIONS, Body
 from aa.facepaint import paint_eyes, shade_mouth
 from aa.lids import lid_chart, paint_lids
-from aa.ownership import parts_of_regions
+from aa.ownership import is_skin, parts_of_regions
 from aa.surface import continue_colours, limb_axes
 from aa.view import View, part_colours, visible
 
@@ -16,6 +16,7 @@ MATERIALS = {
     "nail": 7, "leg": 8, "foot": 9,
 }  # fmt: skip
 BELOW_HEAD = ("neck", "torso", "upperarm", "forearm", "hand", "nail", "leg", "foot")
+DRESSED_ALIKE = (("neck",), ("torso", "upperarm", "forearm"), ("hand", "nail"), ("leg", "foot"))
 STEEP = 0.5  # cosine of normal and view ray from which a colour is taken as it is: below, a pixel stretches over much surface
 INSIDE = {"mouth": (0.30, 0.08, 0.08), "tongue": (0.55, 0.24, 0.23), "teeth": (0.80, 0.77, 0.71), "eye_cavity": (0.3, 0.1, 0.1)}
 
@@ -53,31 +54,23 @@ def dress(body: Body, colors, seen, facing, rest, normals, names) -> np.ndarray:
     sure = seen[below] * np.clip(facing[below] / STEEP, 0, 1) ** 2
     place, own = rest[below], names[below]
     bare = is_skin(colors[below], colors[seen & (names == "face")])
-    sure *= lit(colors[below], sure, own, bare)
+    trust = lit(colors[below], sure, own, bare)
     colors = colors.copy()
-    colors[below] = continue_colours(colors[below], sure, place, normals[below], own, limb_axes(body, place, own), bare)
+    axes = limb_axes(body, place, own)
+    colors[below] = continue_colours(colors[below], sure, place, normals[below], own, axes, bare, trust)
     return colors
 
 
 def lit(colors, sure, names, bare) -> np.ndarray:
-    """Trust (n,) in colours (n, 3): little in those far darker than usual for skin or cloth of their region: they lie in shadow."""
+    """Trust (n,) in colours (n, 3): little in those far darker than usual for skin or cloth there: they lie in shadow."""
     bright, out = colors.mean(1), np.ones(len(colors))
-    for name in np.unique(names):
+    for group in DRESSED_ALIKE:
         for kind in (False, True):
-            mine = (names == name) & (bare == kind)
+            mine = np.isin(names, group) & (bare == kind)
             if (mine & (sure > 0.3)).any():
                 usual = np.median(bright[mine & (sure > 0.3)])
                 out[mine] = np.clip((bright[mine] / max(usual, 0.02) - 0.4) / 0.4, 0.05, 1)
     return out
-
-
-def is_skin(colors, face) -> np.ndarray:
-    """Which colours (n, 3) are those of the face (m, 3), whatever their brightness."""
-    if len(face) < 50:
-        return np.zeros(len(colors), bool)
-    tone = lambda c: np.c_[c / c.sum(1, keepdims=True).clip(0.05), 0.15 * c.mean(1)]  # noqa: E731
-    near = np.linalg.norm(tone(colors) - np.median(tone(face), 0), axis=1)
-    return near < 0.05
 
 
 def materials(body: Body, region, rest) -> np.ndarray:

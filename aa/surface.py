@@ -21,22 +21,23 @@ BONES = (("upperarm", "upperarm01", "lowerarm01"), ("forearm", "lowerarm01", "wr
 HEM = 0.003  # share of what passes where clothes often end: from forearm to hand, from trunk to neck
 
 
-def continue_colours(colors, sure, rest, normals, names, axes, bare=None) -> np.ndarray:
+def continue_colours(colors, sure, rest, normals, names, axes, bare=None, trust=1.0) -> np.ndarray:
     """Colours (n, 3) of points, given how far each is known, `sure` (n,) in [0, 1].
 
     The screened Poisson equation on the graph of near points: min sum_i sure_i TRUST |c_i - given_i|^2 + sum_ij w_ij |c_i - c_j|^2.
 
     Args: rest (n, 3) places on the mean body in a posture with the limbs apart; normals (n, 3); names (n,) of regions; axes (n, 3)
-        direction of the limb; bare (n,) bool, which of the seen ones show skin.
+        direction of the limb; bare (n,) bool, which of the seen ones show skin;
+        trust (n,), share in [0, 1] of what is seen that others may take over.
     """
     i, j, weight = _ties(rest, normals, names, axes)
     twin, other = _mirror(rest, names, sure)
     i, j, weight = np.r_[i, twin], np.r_[j, other], np.r_[weight, np.full(len(twin), TWIN)]
     start = _nearest_known(rest, sure)
     if bare is not None:  # first what is skin and what is cloth, then its colour
-        skin = _spread(bare[:, None].astype(float), sure, i, j, weight, start)[:, 0] > 0.5
+        skin = _spread(bare[:, None].astype(float), sure * trust, i, j, weight, start)[:, 0] > 0.5
         weight = weight * np.where(skin[i] != skin[j], HEM, 1.0)
-    out = _spread(colors, sure, i, j, weight, start)
+    out = _spread(colors, sure * trust, i, j, weight, start)
     return out + sure[:, None] * (colors - out)
 
 

@@ -9,7 +9,7 @@ from scipy.ndimage import distance_transform_edt
 
 from aa import gaussians
 from aa.foreground import foreground
-from aa.ownership import FOREARM, HAIR, LEG, apart, whose
+from aa.ownership import FOREARM, HAIR, JUMP, LEG, apart, whose
 from aa.zbuffer import zbuffer
 
 GRAZING = 0.2  # cosine between normal and view ray below which the photo's colour is not trusted
@@ -66,7 +66,7 @@ def behind_edges(owner, depth) -> np.ndarray:
         near = np.where(owner == k, depth, np.inf)
         if np.isfinite(near).any():
             near = cv2.erode(np.where(np.isfinite(near), near, 1e3).astype(np.float32), disc)
-            out |= (owner >= 0) & separate[k][owner] & (near < depth)
+            out |= (owner >= 0) & separate[k][owner] & (near < depth - JUMP)
     return out
 
 
