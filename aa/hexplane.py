@@ -35,15 +35,32 @@ class FitSettings:
     w_look: float = 1.0  # keeps colours and log-scales near their start, which decides for what is hardly seen
     neighbours: int = 8  # of each Gaussian in the isometry term
     w_face: float = 1.0  # of the L1 in the crop of the face, beside that of the whole frame
-    nodes: int = 700  # of the graph that lifts the tracks to 3D before the fit; 0 starts from a body that stands still
+    w_hand: float = 0.0  # of the L1 in crops of the hands, which take the face's place in a third of the steps
+    w_ssim: float = 0.0  # D-SSIM of the same pictures
+    w_hold: float = 0.0  # keeps means near the coarse motion, where that is good; squared, in units of `hold`
+    hold: float = 0.002  # m
+    robust: bool = False  # L_traj with absolute values instead of Eq. 3's squares
+    patience: int = 3  # windows of 50 steps without a gain after which the fit stops; 0: never
+    save_every: int = 50  # steps between checkpoints
+    nodes: int = 500  # of the graph that lifts the tracks to 3D before the fit; 0 starts from a body that stands still
 
     @classmethod
     def preset(cls, name: str) -> "FitSettings":
         """`smoke` for tests, `quick` for a laptop, `full` for one GPU."""
         sizes = {
             "smoke": {"steps": 40, "resolution": 16, "scales": (1,), "nodes": 200},
-            "quick": {},
-            "full": {"steps": 14_000, "resolution": 64, "channels": 32, "scales": (1, 2, 4), "neighbours": 20, "nodes": 1500},
+            "quick": {"w_hold": 0.01, "w_hand": 1.0, "robust": True},
+            "full": {
+                "w_hold": 0.01,
+                "w_hand": 1.0,
+                "robust": True,
+                "steps": 14_000,
+                "resolution": 64,
+                "channels": 32,
+                "scales": (1, 2, 4),
+                "neighbours": 20,
+                "nodes": 1500,
+            },
         }
         return cls(**sizes[name])
 
