@@ -30,6 +30,7 @@ from aa.particles import cover, to_vertices
 from aa.photofit import fit_body
 from aa.plate import clean_plate
 from aa.posing import inverse, rigid_motions, rotate, shaped, skin
+from aa.pseudo import pseudo_views
 from aa.refine import refine
 from aa.transfer import Deformation
 from aa.view import make_view, project
@@ -48,10 +49,10 @@ class Settings:
     align_rounds: int = 4  # rounds of outline matching
     detail_px: float = 2.7  # spacing in px of the extra particles where the layout is coarser; 0 leaves them out
     most: int = 74_000  # Gaussians in all
-    refine_iterations: int = 80  # photometric steps
+    refine_iterations: int = 50  # photometric steps
 
 
-SMOKE = Settings(fit_iterations=60, align_rounds=2, detail_px=5.0, refine_iterations=10)
+SMOKE = Settings(fit_iterations=120, align_rounds=2, detail_px=5.0, refine_iterations=10)
 
 
 @dataclass(frozen=True)
@@ -176,8 +177,9 @@ def fit_photo(
             layout = load_layout(body, particles)
             cloud = cover(body, layout, view, person, photo_vertices, settings, width / person.image.shape[1])
             background = clean_plate(picture, mask)
+            others = pseudo_views(body, cloud, view, photo_vertices, turn) if settings.refine_iterations else []
     with bar("refine", "refine", 15):
-        gaussians = refine(cloud, view, background, settings.refine_iterations, seed)
+        gaussians = refine(cloud, view, background, settings.refine_iterations, seed, others)
     with torch.no_grad():
         gaussians = to_vertices(gaussians, cloud.corners, cloud.bary, cloud.loose, photo_vertices, vertices)
     report = {
@@ -185,7 +187,7 @@ def fit_photo(
         "face_px_before": fit.face_error,
         "seconds": bar.close(),
         "missing": missing(person),
-        "notices": [*person.notices, *remarks(missing(person))],
+        "notices": [*person.notices, *remarks(person)],
         "gaussians": len(gaussians),
     }
     avatar = Avatar(
@@ -210,15 +212,17 @@ def shape_of(body, fit, person, rounds: int):
 
 
 def missing(person) -> list[str]:
-    """Parts of the body that the photo does not show, or whose pose was not recognised."""
+    """Parts of the body that the photo does not show, or whose pose was not recognised: their shape is a guess."""
     shown = person.pose_visibility > 0.5
-    out = [f"{side} hand" for side, found in person.hands.items() if found is None]
-    return out + ["legs"] * (not shown[[25, 26]].any()) + ["feet"] * (bool(shown[[25, 26]].any()) and not shown[[27, 28]].any())
+    legs = {"legs": shown[[25, 26]].any(), "feet": shown[[27, 28]].any()}
+    return [f"{side} hand" for side, found in person.hands.items() if found is None] + [n for n, seen in legs.items() if not seen]
 
 
-def remarks(parts: list[str]) -> list[str]:
-    """A sentence for the user on missing parts."""
-    return [f"Not seen clearly in the photo, so their shape is a guess: {', '.join(parts)}."] if parts else []
+def remarks(person) -> list[str]:
+    """Sentences for the user on hands that are in the photo but were not recognised."""
+    shown = {side: person.pose_visibility[wrist] > 0.5 for side, wrist in (("left", 15), ("right", 16))}
+    lost = [side for side, found in person.hands.items() if found is None and shown[side]]
+    return [f"The fingers of the {side} hand were not recognised in the photo: they are posed at rest." for side in lost]
 
 
 class Progress:

@@ -8,7 +8,7 @@ import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -16,18 +16,15 @@ import torch
 from safetensors import SafetensorError
 from tqdm.auto import tqdm
 
-from aa.body import Body, load_body, matrix_to_rotvec
+from aa.body import load_body
 from aa.errors import InputError
-from aa.gaussians import Gaussians
 from aa.media import FPS, MIN_SECONDS, SAMPLE_RATE, VideoWriter, check_writable, load_audio
+from aa.retarget import retarget
 from aa.transfer import Deformation, Transfer
 
 FIT_VERSION = 3  # raise it when the photo fit changes, so that cached avatars are made anew
 CHUNK = 25  # frames animated at once: memory does not grow with the length of the recording
 SILENT_DB = -60.0  # the loudest frame of a recording below this is taken as silence
-# One photo shows one side of an arm: large gestures would turn its unseen side to the camera. Share of arm rotations that is kept,
-# from arms at ease down to arms raised in the photo (gestures start from arms at ease, so raised ones have less room).
-MOST_GAIN, LEAST_GAIN, RAISED = 0.3, 0.15, 1.4  # RAISED: radians from ease at which the least is reached
 BROKEN = (OSError, ValueError, KeyError, TypeError, SafetensorError)  # what reading a damaged cache entry raises
 
 
@@ -80,7 +77,7 @@ def get_avatar(
     remarks = []
     if cache and folder.exists():
         try:
-            return on_device(Avatar.load(folder), device)
+            return Avatar.load(folder, device)
         except BROKEN:
             remarks.append("the avatar kept for this photo was damaged: it was fitted anew.")
             shutil.rmtree(folder, ignore_errors=True)
@@ -91,7 +88,7 @@ def get_avatar(
         except (OSError, SafetensorError) as error:  # the disk is full, say: the video may still be made
             remarks.append(f"the avatar could not be kept in {folder.parent} ({error}): it will be fitted again next time.")
     report = {**avatar.report, "notices": [*avatar.report.get("notices", ()), *remarks]}
-    return on_device(replace(avatar, report=report), device)
+    return replace(avatar, report=report).to(device)
 
 
 def keep(avatar, folder: Path) -> None:
@@ -110,58 +107,7 @@ def keep(avatar, folder: Path) -> None:
             shutil.rmtree(left, ignore_errors=True)
 
 
-def on_device(avatar, device):
-    """The avatar with its tensors on another device."""
-    move = lambda x: x.to(device) if torch.is_tensor(x) else x  # noqa: E731
-    moved = {f.name: move(getattr(avatar, f.name)) for f in fields(avatar)}
-    moved["gaussians"] = Gaussians(**{name: move(value) for name, value in vars(avatar.gaussians).items()})
-    return replace(avatar, **moved)
-
-
 # ---------------------------------------------------------------- motion and pictures
-
-
-def retarget(body: Body, avatar) -> Transfer:
-    """The transfer of motion from the template body at ease to an avatar in the posture of its photo."""
-    from aa.performer import at_ease
-
-    with torch.no_grad():
-        source, _ = body.pose(rotvecs=torch.as_tensor(at_ease(body), dtype=torch.float32, device=body.device))
-    return Transfer(body, source, avatar.vertices, avatar.turn, gesture_gain(body, avatar), stiff_hands(body))
-
-
-def gesture_gain(body: Body, avatar) -> torch.Tensor:
-    """Share (V,) of arm rotations to keep: gestures start from arms at ease, so arms already raised in the photo get less."""
-    gain = torch.ones(len(avatar.vertices), device=avatar.vertices.device)
-    angle = matrix_to_rotvec(avatar.turn).norm(dim=1)
-    for side in (-1, 1):
-        mine = body.v_template[:, 0] * side > 0
-        forearm = torch.zeros_like(mine)
-        forearm[body.region_vertices("forearm")] = True
-        raised = float(angle[forearm & mine].median())
-        arm = torch.stack([body.weights[:, j] for j, n in enumerate(body.joint_names) if _on_arm(n, side)]).sum(0)
-        keep = MOST_GAIN + (LEAST_GAIN - MOST_GAIN) * min(1.0, raised / RAISED)
-        gain = gain - arm * (1 - keep)
-    return gain
-
-
-def stiff_hands(body: Body) -> torch.Tensor:
-    """For each vertex (V,) the one whose rotation it takes: hands go with their forearms. One photo shows fingers from one side
-    and often one behind the other; bending them apart would tear the picture of the hand."""
-    carry = torch.arange(len(body.v_template), device=body.device)
-    for side in "LR":
-        wrist = body.joint_template[body.joint(f"wrist.{side}")]
-        hand = [j for j, n in enumerate(body.joint_names) if n.startswith(("wrist", "finger", "metacarpal")) and n.endswith(side)]
-        forearm = body.region_vertices("forearm")
-        near = forearm[(body.v_template[forearm] - wrist).norm(dim=1).argmin()]
-        carry[body.weights[:, hand].sum(1) > 0.5] = near
-    return carry
-
-
-def _on_arm(joint: str, side: int) -> bool:
-    """Whether a joint belongs to the left (+1) or right (-1) arm or hand."""
-    arm = ("clavicle", "shoulder", "upperarm", "lowerarm", "wrist", "finger", "metacarpal")
-    return joint.startswith(arm) and joint.endswith(".L" if side > 0 else ".R")
 
 
 def backdrop(avatar, background: str) -> torch.Tensor:

@@ -54,12 +54,11 @@ class Transfer:
 
     Args: body; source (V, 3) m, the rest the motion was made on; target (V, 3) m, the new person's rest; turn (V, 3, 3), rotation
         of the target's rest relative to the source's at each vertex (identity where the postures agree); gain (V,), share of
-        each motion that is kept (a forearm that is already raised in the rest has less room for a gesture); carry (V,), the
-        vertex whose rotation each vertex takes (itself by default): equal entries move as one stiff piece.
+        each motion that is kept (a forearm that is already raised in the rest has less room for a gesture).
     At the source itself (same vertices, identity turns) the transfer is exact.
     """
 
-    def __init__(self, body: Body, source, target, turn=None, gain=None, carry=None, nodes: int = 900):
+    def __init__(self, body: Body, source, target, turn=None, gain=None, nodes: int = 900):
         self.source, self.target = source, target
         turn = torch.eye(3, device=source.device).expand(len(source), 3, 3) if turn is None else turn
         self.turn = rotvec_to_matrix(matrix_to_rotvec(turn))  # skinning blends rotations; these are exact
@@ -70,11 +69,6 @@ class Transfer:
         index, distance = _knn(rest, rest[self.nodes], 5)
         weight = (1 - distance[:, :4] / distance[:, 4:].clamp_min(1e-9)).clamp_min(0) ** 2 + 1e-8
         self.index, self.weight = index[:, :4], weight / weight.sum(1, keepdim=True)
-        self.carry = torch.arange(len(source), device=source.device)
-        if carry is not None:  # snapped to nodes, which every selection of vertices includes
-            led = (carry != self.carry).nonzero()[:, 0]
-            leaders, which = carry[led].unique(return_inverse=True)
-            self.carry[led] = self.nodes[_knn(rest[leaders], rest[self.nodes], 1)[0].reshape(-1)][which]
         legs = torch.isin(self.nodes, body.region_vertices("leg", "foot"))
         self.anchor = legs.float()[:, None] * 0.05
         self.solver = self._factor()
@@ -86,7 +80,7 @@ class Transfer:
         out = copy(self)
         for name in ("source", "target", "turn", "gain", "index", "weight"):
             setattr(out, name, getattr(self, name)[vertices])
-        out.nodes, out.carry = place[self.nodes], place[self.carry[vertices]]
+        out.nodes = place[self.nodes]
         if (out.nodes < 0).any():
             raise ValueError("the vertices to select must include the transfer's nodes")
         return out
@@ -105,7 +99,7 @@ class Transfer:
     def __call__(self, motion: Deformation) -> Deformation:
         """The motion (T, V, 3) of the source as motion of the target."""
         # The same gesture in the target's own local frame: Q exp(r) Q^T = exp(Q r).
-        rotvecs = _rotate(self.turn, motion.rotvecs * self.gain)[:, self.carry]
+        rotvecs = _rotate(self.turn, motion.rotvecs * self.gain)
         turns, there = (rotvec_to_matrix(r[:, self.nodes]) for r in (motion.rotvecs, rotvecs))
         moved = self.source + motion.means
         nodes = self._solve_nodes(turns, there, moved[:, self.nodes])

@@ -1,6 +1,7 @@
 """The avatar from one photo: fit, colours, binding, motion, files. One small fit of a shipped portrait serves all tests."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -8,7 +9,7 @@ import pytest
 import torch
 
 from aa.body import ASSETS, REGIONS, load_body
-from aa.canonical import TENSORS, Avatar, Settings, animate, fit_photo, render
+from aa.canonical import TENSORS, Avatar, Settings, animate, fit_photo, missing, remarks, render
 from aa.gaussians import load_layout
 from aa.gestures import at_ease
 from aa.posing import repose, unpose
@@ -16,7 +17,7 @@ from aa.refine import refine
 from aa.transfer import Deformation
 from aa.zbuffer import zbuffer
 
-TINY = Settings(fit_iterations=60, align_rounds=3, detail_px=4.0, refine_iterations=12)
+TINY = Settings(fit_iterations=120, align_rounds=3, detail_px=4.0, refine_iterations=12)
 PORTRAIT = ASSETS / "portraits" / "ada.png"
 
 
@@ -120,7 +121,14 @@ def test_postures(avatar, body):
 
 def test_report_says_what_is_missing(avatar):
     assert "legs" in avatar.report["missing"]
-    assert any("legs" in notice for notice in avatar.report["notices"])
+    assert "left hand" not in avatar.report["missing"]
+    assert avatar.report["notices"] == []  # nobody misses the legs of a half-body photo
+    visible = np.ones(33)
+    person = SimpleNamespace(hands={"left": None, "right": (None, None)}, pose_visibility=visible)
+    assert missing(person) == ["left hand"]
+    assert "left" in remarks(person)[0]
+    visible[15] = 0
+    assert remarks(person) == []
 
 
 def test_device(avatar):
