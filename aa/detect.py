@@ -153,6 +153,7 @@ def coarse_mask(models, image, face, pose2d, visibility, seen) -> np.ndarray:
     distance = np.linalg.norm(np.stack(np.meshgrid(np.arange(w), np.arange(h)), -1) - head, axis=-1)
     weight = np.clip((0.5 * side - distance) / (0.2 * side), 0, 1)  # fades out before the edge of the close crop
     selfie = whole + weight * (near - whole)
+    seen = np.where(seen < 0, weight * near, seen)  # hair above the crop in which the pose was found
     gate = cv2.dilate(seen, np.ones((2 * (max(h, w) // 60) + 1,) * 2, np.uint8))  # the selfie model marks everyone
     return np.sqrt(np.maximum(selfie * gate, 0) * (0.5 * seen + 0.5 * selfie)).astype(np.float32)
 

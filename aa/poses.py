@@ -71,12 +71,12 @@ def run_pose(models, image, centre, side: float):
 
 
 def _paste(values, to_image, image) -> np.ndarray:
-    """Values (n, n) of a square crop placed in the photo, (H, W) float32, zero outside the crop."""
+    """Values (n, n) of a square crop placed in the photo, (H, W) float32, -1 outside the crop."""
     n = len(values)
     corner, end = to_image((0, 0)), to_image((1, 1))
     scale = (end - corner)[0] / n
     matrix = np.array([[scale, 0, corner[0]], [0, scale, corner[1]]])
-    return cv2.warpAffine(np.asarray(values, np.float32), matrix, image.shape[1::-1], flags=cv2.INTER_LINEAR)
+    return cv2.warpAffine(np.asarray(values, np.float32), matrix, image.shape[1::-1], flags=cv2.INTER_LINEAR, borderValue=-1)
 
 
 def head_only(face):

@@ -138,7 +138,7 @@ def _cut(face, shape) -> dict:
 
 def refuse(q: Quality) -> None:
     """Raise InputError for a face of which no avatar can come."""
-    for part, most in (("forehead", 0.12), ("chin", 0.08), ("side", 0.12)):
+    for part, most in (("forehead", 0.12), ("chin", 0.03), ("side", 0.12)):
         if q.cut[part] > most:
             name = {"side": "side of the face"}.get(part, part)
             raise InputError(f"The head is cut off by the edge of the photo (the {name}): give one that shows the whole head.")
