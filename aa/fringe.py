@@ -212,7 +212,8 @@ def _sheets(at, depth, half, view: View, owner):
     rows[on_mesh] = 1
     index = np.repeat(np.arange(len(at)), rows)
     inside = (np.arange(len(index)) - np.repeat(np.cumsum(rows) - rows, rows)) / rows[index] * fall[index]
-    behind = ~on_mesh[index] & (index % 4 == 0)
+    thick = half * float(view.K[0, 0]) > COARSE * SPACING * depth  # else the back would look out beside the front
+    behind = (~on_mesh & thick)[index] & (index % 4 == 0)
     return (index, front[index] + FRONT * inside), (index[behind], (depth + half)[index[behind]] - inside[behind])
 
 

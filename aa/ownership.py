@@ -202,7 +202,9 @@ def _fallen_hair(image, mask, part) -> np.ndarray:
     like = (mask > 0.5) & (to_hair < ALIKE) & (to_hair < 0.7 * far(face))
     on_body = (part >= TRUNK) & (part < FOREARM)
     like &= on_body | (part < TRUNK) | (part == HAIR)
-    _, islands = cv2.connectedComponents(cv2.morphologyEx(like.astype(np.uint8), cv2.MORPH_OPEN, np.ones((3, 3), np.uint8)))
+    near = max(3, round(max(mask.shape) / 100)) | 1  # an ear or a hairpin does not cut a lock off
+    core = cv2.morphologyEx(like.astype(np.uint8), cv2.MORPH_OPEN, np.ones((3, 3), np.uint8))
+    _, islands = cv2.connectedComponents(cv2.dilate(core, np.ones((near, near), np.uint8)))
     joined = like & np.isin(islands, np.setdiff1d(np.unique(islands[scalp]), 0))
     found = joined & on_body
     return found if found.sum() < (joined & ~on_body).sum() else nothing  # else the clothes are as dark as the hair

@@ -18,6 +18,7 @@ TWIN, TWIN_M = 0.2, 0.012  # weight of the mirror image, and how near it must li
 TRUST = 0.3  # weight of a seen colour for what is continued from it: below 1, patterns are averaged
 COLLAR = 0.8  # slope of the rings round the shoulders, which lie lower in front
 BONES = (("upperarm", "upperarm01", "lowerarm01"), ("forearm", "lowerarm01", "wrist"), ("leg", "upperleg01", "foot"))
+HANDS = ("hand", "nail")
 HEM = 0.003  # share of what passes where clothes often end: from forearm to hand, from trunk to neck
 
 
@@ -37,6 +38,7 @@ def continue_colours(colors, sure, rest, normals, names, axes, bare=None, trust=
     if bare is not None:  # first what is skin and what is cloth, then its colour
         skin = _spread(bare[:, None].astype(float), sure * trust, i, j, weight, start)[:, 0] > 0.5
         weight = weight * np.where(skin[i] != skin[j], HEM, 1.0)
+    weight = weight * _hems(names, i, j)
     out = _spread(colors, sure * trust, i, j, weight, start)
     return out + sure[:, None] * (colors - out)
 
@@ -76,9 +78,13 @@ def _ties(rest, normals, names, axes):
     keep &= length < 4 * np.median(distance[:, 1:], 1)[i]
     i, j, step, length = i[keep], j[keep], step[keep], length[keep]
     along = ((step * axes[i]).sum(1) / length.clip(1e-9) / CONE) ** 2
-    hand, neck = np.isin(names, ["hand", "nail"]), names == "neck"
-    weight = np.where(hand[i] | (names[i] == "foot"), 0.3, np.exp(-along) + ALONG)
-    return i, j, weight * np.where((hand[i] != hand[j]) | (neck[i] != neck[j]), HEM, 1.0)
+    return i, j, np.where(np.isin(names[i], [*HANDS, "foot"]), 0.3, np.exp(-along) + ALONG)
+
+
+def _hems(names, i, j) -> np.ndarray:
+    """Share (m,) of the ties i, j (m,) that holds across wrists and collars, where clothes often end."""
+    hand, neck = np.isin(names, HANDS), names == "neck"
+    return np.where((hand[i] != hand[j]) | (neck[i] != neck[j]), HEM, 1.0)
 
 
 def _mirror(rest, names, sure):

@@ -30,6 +30,7 @@ class View:
     claimed: np.ndarray  # (H, W) bool: the photo shows another part, before the one the mesh has there
     stray: np.ndarray  # (H, W) bool: the photo shows another part, behind the arm the mesh has there
     edge: np.ndarray  # (H, W) bool: close behind the outline of another part, mixed with its colour or in its shadow
+    shown: np.ndarray  # (H, W) the part that the mesh shows there, -1 beside it
     owner: np.ndarray  # (H, W) the part of the person that the photo shows, -1 beside the person, see aa.ownership
 
     @property
@@ -48,7 +49,7 @@ def make_view(image, mask, vertices, faces, viewmat, K, part) -> View:
     mask = np.where((owner < 0) & (mask > 0.5), 0, mask).astype(np.float32)
     claimed, stray = _disputed(owner, shown, depth)
     front, edge = own_colours(image, mask), behind_edges(owner, depth)
-    return View(image, front, mask, viewmat, K, depth, tri, bary, claimed, stray, edge, owner)
+    return View(image, front, mask, viewmat, K, depth, tri, bary, claimed, stray, edge, shown, owner)
 
 
 def own_colours(image, mask) -> np.ndarray:
@@ -138,6 +139,14 @@ def project(points, viewmat, K):
     """Pixels (n, 2) and depths (n,) as numpy."""
     pixels, depths = gaussians.project(points, viewmat, K)
     return pixels.numpy(), depths.numpy()
+
+
+def inward_px(view: View, points) -> torch.Tensor:
+    """Distance (n,) px of points (n, 3) from the person's outline, 0 beside it."""
+    distance = cv2.distanceTransform(np.pad(view.mask > 0.5, 1, mode="edge").astype(np.uint8), cv2.DIST_L2, 5)[1:-1, 1:-1]
+    pixels, _ = project(points, view.viewmat, view.K)
+    x, y = (pixels[:, i].astype(int).clip(0, n - 1) for i, n in enumerate(view.size))
+    return torch.from_numpy(distance[y, x])
 
 
 def visible(view: View, points, normals):
