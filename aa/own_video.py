@@ -1,8 +1,9 @@
-"""A user's own talking video as a `Clip` (3.3): 25 fps, one person's mask, face landmarks, and tracks by dense optical flow.
+"""A user's own talking video as a `Clip` (3.3): 25 fps, one take, one person's mask, face landmarks, and tracks by optical flow.
 
-Flow (OpenCV's DIS, Kroeger et al. 2016) gives where each pixel goes in the next frame; chained from frame to frame it gives tracks.
-A track ends where flow there and back disagree, and new ones are started where the person is left without: what is hidden is never
-guessed. Such tracks belong to no particle; `bind` ties them to an avatar that was fitted to one of the frames.
+Whatever the video's rate, rotation and size, frames come upright at 25 fps (`aa.media.iter_video`), cropped to the person when the
+picture is much wider. Of a video with camera cuts the longest take is used. Frames without a person, or with the face turned away,
+have an empty mask or no landmarks (nan); `seeds["notices"]` says so in words. Tracks (`aa.flow`) belong to no particle; `bind` ties
+them to an avatar that was fitted to one of the frames (`aa.own_fit` finds an avatar in all frames instead).
 """
 
 import contextlib
@@ -13,50 +14,67 @@ import cv2
 import numpy as np
 
 from aa.clips import Clip
-from aa.detect import EYE_DISTANCE, LEFT_IRIS, RIGHT_IRIS, _Models, _quiet, find_faces
 from aa.errors import InputError
+from aa.faces import EYE_DISTANCE, LEFT_IRIS, RIGHT_IRIS, face_yaw, find_faces, refine_face
+from aa.flow import fill, flow_tracks
 from aa.mask import guided_filter
 from aa.media import FPS, SAMPLE_RATE, iter_video, load_audio
+from aa.models import Models, quiet
+
+__all__ = ["bind", "clean_background", "clip_from_video", "fill", "flow_tracks"]
 
 SHORTEST = 0.5  # s
-LOOKS = 4  # frames in which people are counted
-APART = 0.75  # px + 5% of the step: there-and-back error at which a track ends
-RESEED = 5  # frames between looks for places without a track
-LEAST_LIFE = 6  # frames: shorter tracks say little
+LOOKS = 5  # frames in which people are counted
+GLANCE = 192  # px, longer side of the pictures in which cuts and the person's place are looked for
+CUT, CUT_RATIO = 0.09, 5.0  # mean change of grey between frames that is a cut, and how many times the usual change nearby
+ROOM = 0.6  # share of the picture's area: a person who stays within less is cropped to
+TURNED = 60  # degrees: landmarks of faces turned further are guesses
+SEARCH = 5  # frames between searches for a face that was lost
+LEAST_PERSON = 0.004  # share of the picture: smaller masks are nobody
 
 
 def clip_from_video(
-    path, longest: int = 640, spacing: float | None = None, max_seconds: float | None = 20.0, progress: bool = True
-) -> Clip:
+    path, longest: int = 640, spacing: float | None = None, max_seconds: float | None = 20.0, progress: bool = True,
+    tracks: bool = True, crop: bool = True,
+) -> Clip:  # fmt: skip
     """Read a video of one talking person.
 
     Args: longest: side in px that larger pictures are reduced to; spacing of the tracks in px, by default 1/64 of the longer
-        side; max_seconds: read no more than that (None: all; memory grows with it).
+        side; max_seconds: read no more than that (None: all; memory grows with it); tracks: follow points by optical flow (most
+        of the time); crop: to where the person is, if that is less than 60% of the picture.
     Returns: `Clip` with frames, mask, landmarks, tracks, visibility and audio; source "own"; `particle`, K and viewmat are None.
+        seeds: file, notices (sentences), start (s, of the take in the file), box (left, top, right, bottom; shares of the picture).
     Raises: InputError: not a video, damaged, without sound, shorter than half a second, nobody or several people in it.
     """
     from tqdm.auto import tqdm
 
-    path = Path(path)
-    frames = read_frames(path, longest, max_seconds)
-    audio = _sound(path, len(frames))
-    with tqdm(total=3, desc="video: people", disable=not progress, bar_format="{desc}: {bar:20} {elapsed}") as bar, _quiet():
+    path, notices = Path(path), []
+    with tqdm(total=4, desc="video: read", disable=not progress, bar_format="{desc}: {bar:20} {elapsed}") as bar, quiet():
+        small = read_frames(path, GLANCE, max_seconds)
+        take = longest_take(small, path, notices)
+        box = person_box(small[take]) if crop else None
+        frames = read_frames(path, longest, max_seconds, box)[take]
+        sound = load_audio(path)[round(take.start / FPS * SAMPLE_RATE) :]
+        audio = _lasting(sound, len(frames))
+        bar.update(), bar.set_description("video: people")
         count_people(frames, path)
         bar.update(), bar.set_description("video: mask and face")
         mask, landmarks = segment(frames)
+        notices += _missing(mask, landmarks)
         bar.update(), bar.set_description("video: tracks")
-        tracks, visibility = flow_tracks(frames, mask, spacing)
+        found = dict(zip(("tracks", "visibility"), flow_tracks(frames, mask, spacing))) if tracks else {}
         bar.update()
-    return Clip(
-        frames, mask=mask, landmarks=landmarks, tracks=tracks, visibility=visibility, audio=audio, source="own",
-        seeds={"file": path.name},
-    )  # fmt: skip
+    seeds = {"file": path.name, "notices": notices, "start": take.start / FPS, "box": box}
+    return Clip(frames, mask=mask, landmarks=landmarks, audio=audio, source="own", seeds=seeds, **found)
 
 
-def read_frames(path, longest: int, max_seconds: float | None = None) -> np.ndarray:
-    """(T, H, W, 3) uint8 at 25 fps, upright, with even sides of at most `longest` px."""
+def read_frames(path, longest: int, max_seconds: float | None = None, box=None) -> np.ndarray:
+    """(T, H, W, 3) uint8 at 25 fps, upright, with even sides of at most `longest` px; box: shares of the picture to crop to."""
     frames, size = [], None
     for frame, _ in iter_video(path, FPS):
+        if box is not None:
+            h, w = frame.shape[:2]
+            frame = frame[int(box[1] * h) : int(np.ceil(box[3] * h)), int(box[0] * w) : int(np.ceil(box[2] * w))]
         if size is None:
             scale = min(1.0, longest / max(frame.shape[:2]))
             size = [max(2, round(n * scale / 2) * 2) for n in frame.shape[1::-1]]
@@ -72,9 +90,58 @@ def read_frames(path, longest: int, max_seconds: float | None = None) -> np.ndar
     return np.stack(frames)
 
 
-def _sound(path, frames: int) -> np.ndarray:
+def find_cuts(frames: np.ndarray) -> list[int]:
+    """First frames of the takes after the first one, in small frames (T, H, W, 3) uint8.
+
+    A cut changes the whole picture within one frame, far more than any movement before and after it.
+    """
+    tiny = np.stack([cv2.resize(f, (24, 24), interpolation=cv2.INTER_AREA) for f in frames]).astype(np.float32).mean(-1) / 255
+    change = np.abs(np.diff(tiny, axis=0)).mean((1, 2))
+    cuts = []
+    for t in np.flatnonzero(change > CUT):
+        usual = np.delete(change[max(0, t - 12) : t + 13], min(t, 12))
+        if not len(usual) or change[t] > CUT_RATIO * np.median(usual):
+            cuts.append(int(t) + 1)
+    return cuts
+
+
+def longest_take(frames: np.ndarray, path, notices: list[str]) -> slice:
+    """The frames of the longest take, with a sentence about it if there is more than one."""
+    cuts = find_cuts(frames)
+    if not cuts:
+        return slice(0, len(frames))
+    ends = [0, *cuts, len(frames)]
+    k = int(np.argmax(np.diff(ends)))
+    take = slice(ends[k], ends[k + 1])
+    when = ", ".join(f"{c / FPS:.2f}" for c in cuts)
+    if take.stop - take.start < SHORTEST * FPS:
+        raise InputError(f"{path} cuts at {when} s, and no take lasts {SHORTEST} s: give a video filmed in one go.")
+    notices.append(f"The video cuts at {when} s: the longest take is used, {take.start / FPS:.2f} to {take.stop / FPS:.2f} s.")
+    return take
+
+
+def person_box(frames: np.ndarray) -> tuple[float, float, float, float] | None:
+    """Where the person is in all of a take, as shares of the picture with some room; None if that is most of the picture."""
+    import mediapipe as mp
+
+    T, H, W, _ = frames.shape
+    low, high = np.ones(2), np.zeros(2)
+    with mp.solutions.selfie_segmentation.SelfieSegmentation(model_selection=0) as selfie:
+        for t in range(0, T, 3):
+            y, x = np.nonzero(_largest(_person(selfie, frames[t], (0, 0, W, H)) > 0.5))
+            if len(x) > LEAST_PERSON * H * W:
+                low = np.minimum(low, np.percentile([x / W, y / H], 0.5, axis=1))
+                high = np.maximum(high, np.percentile([(x + 1) / W, (y + 1) / H], 99.5, axis=1))
+    room = 0.15 * (high - low)
+    low, high = (low - room).clip(0, 1), (high + room).clip(0, 1)
+    if (high <= low).any() or np.prod(high - low) > ROOM:
+        return None
+    return tuple(round(float(v), 4) for v in (*low, *high))
+
+
+def _lasting(sound: np.ndarray, frames: int) -> np.ndarray:
     """(n,) sound that lasts as long as the frames: cut, or padded with silence."""
-    sound, n = load_audio(path), round(frames / FPS * SAMPLE_RATE)
+    n = round(frames / FPS * SAMPLE_RATE)
     return np.pad(sound[:n], (0, max(0, n - len(sound))))
 
 
@@ -84,12 +151,12 @@ def count_people(frames: np.ndarray, path) -> None:
 
     faces, several = [], 0
     with contextlib.ExitStack() as stack:
-        models = _Models(mp.solutions, stack)
+        models = Models(mp.solutions, stack)
         for t in np.linspace(0, len(frames) - 1, LOOKS).round().astype(int):
             found = [f for f, _ in find_faces(models, frames[t])[0]]
             faces.extend(found[:1])
             several += len(found) > 1 and np.ptp(found[1][:, 1]) > 0.5 * np.ptp(found[0][:, 1])
-    if len(faces) < LOOKS / 2:
+    if len(faces) < LOOKS / 3:
         raise InputError(f"no person was found in {path}: give a video of one person whose face is well visible.")
     if several >= LOOKS / 2:
         raise InputError(f"several people are in {path}: give a video of one person, or crop it to one.")
@@ -105,22 +172,46 @@ def segment(frames: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     T, H, W, _ = frames.shape
     radius = max(2, round(max(H, W) / 160))
     box = (0, 0, W, H)
-    mask, marks, last = np.empty((T, H, W), bool), np.full((T, 478, 2), np.nan, np.float32), None
-    with (
-        mp.solutions.selfie_segmentation.SelfieSegmentation(model_selection=0) as selfie,
-        mp.solutions.face_mesh.FaceMesh(max_num_faces=1, refine_landmarks=True) as mesh,
-    ):
+    mask, marks, last, face = np.empty((T, H, W), bool), np.full((T, 478, 2), np.nan, np.float32), None, None
+    with contextlib.ExitStack() as stack:
+        selfie = stack.enter_context(mp.solutions.selfie_segmentation.SelfieSegmentation(model_selection=0))
+        models = Models(mp.solutions, stack)
         for t, frame in enumerate(frames):
             coarse = _person(selfie, frame, box)
             if t == 0:  # once more, closer
                 coarse = _person(selfie, frame, _around(coarse > 0.5))
             last = coarse if last is None else 0.6 * coarse + 0.4 * last  # the model judges every frame by itself
             mask[t] = _largest(guided_filter(frame, last, radius, 1e-3) > 0.5)
+            mask[t] &= mask[t].mean() > LEAST_PERSON
             box = _around(mask[t])
-            found = mesh.process(frame).multi_face_landmarks
-            if found:
-                marks[t] = [(p.x * W, p.y * H) for p in found[0].landmark]
+            face = next_face(models, frame, face, t)
+            if face is not None and abs(face_yaw(face)) < TURNED:
+                marks[t] = face[:, :2]
     return mask, marks
+
+
+def next_face(models, frame: np.ndarray, last: np.ndarray | None, t: int) -> np.ndarray | None:
+    """Face landmarks (478, 3) px near the last ones, or found anew; on crops, so that small faces are found as well."""
+    if last is not None:
+        size = max(np.ptp(last[:, 0]), np.ptp(last[:, 1]))
+        face = refine_face(models, frame, last[:, :2].mean(0), size)
+        if face is not None:
+            return face
+    if last is None and t % SEARCH:
+        return None
+    found = find_faces(models, frame)[0]
+    return found[0][0] if found else None
+
+
+def _missing(mask: np.ndarray, landmarks: np.ndarray) -> list[str]:
+    """Sentences about frames that show no person or no face."""
+    nobody, faceless = ~mask.any((1, 2)), ~np.isfinite(landmarks[:, 0, 0])
+    said = []
+    if nobody.any():
+        said.append(f"{nobody.sum()} of {len(mask)} frames show nobody: they are left out.")
+    if (faceless & ~nobody).any():
+        said.append(f"In {(faceless & ~nobody).sum()} of {len(mask)} frames no face is seen, or it is turned away.")
+    return said
 
 
 def _person(selfie, frame: np.ndarray, box) -> np.ndarray:
@@ -151,99 +242,6 @@ def _largest(mask: np.ndarray) -> np.ndarray:
     mask = label == 1 + stats[1:, cv2.CC_STAT_AREA].argmax()
     count, label, stats, _ = cv2.connectedComponentsWithStats((~mask).astype(np.uint8))
     return mask | np.isin(label, 1 + np.flatnonzero(stats[1:, cv2.CC_STAT_AREA] < 0.001 * mask.size))
-
-
-# ---------------------------------------------------------------- tracks
-
-
-def flow_tracks(frames, mask, spacing: float | None = None, points=None) -> tuple[np.ndarray, np.ndarray]:
-    """Follow points of the person through (T, H, W, 3) uint8 frames.
-
-    Args: mask (T, H, W) bool; spacing of the tracks in px; points (P, 2) px of frame 0 to follow instead of a grid: no track is
-        then added or dropped.
-    Returns: tracks (P, T, 2) px, held where they are not visible, and visibility (P, T): from start to end of each track.
-    """
-    T, H, W, _ = frames.shape
-    spacing = spacing or max(4.0, max(H, W) / 64)
-    inner = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (5, 5))
-    inside = [cv2.erode(m.astype(np.uint8), inner) > 0 for m in mask]  # flow smears over the outline
-    fixed = points is not None
-    x = np.asarray(points, np.float32) if fixed else fill(inside[0], np.zeros((0, 2), np.float32), spacing)
-    alive, flow = np.ones(len(x), bool), _Flow()
-    places, seen = [x], [alive]
-    for t in range(1, T):
-        x, alive = places[-1].copy(), seen[-1].copy()
-        at = np.flatnonzero(alive)
-        x[at], good = flow.step(frames[t - 1], frames[t], x[at])
-        good &= _pick(inside[t] if not fixed else mask[t], x[at])
-        alive[at] = good
-        if not fixed and t % RESEED == 0 and t < T - LEAST_LIFE:
-            new = fill(inside[t], x[alive], spacing)
-            x, alive = np.concatenate([x, new]), np.concatenate([alive, np.ones(len(new), bool)])
-        places.append(x), seen.append(alive)
-    return _stack(places, seen, 0 if fixed else min(LEAST_LIFE, T))
-
-
-def _stack(places: list, seen: list, least: int) -> tuple[np.ndarray, np.ndarray]:
-    """Growing lists of places (p_t, 2) and flags (p_t,) -> (P, T, 2) and (P, T), without tracks seen in fewer frames than that."""
-    P, T = len(places[-1]), len(places)
-    tracks, visible = np.zeros((P, T, 2), np.float32), np.zeros((P, T), bool)
-    for t, (x, a) in enumerate(zip(places, seen)):
-        tracks[: len(x), t], visible[: len(x), t] = x, a
-    first = visible.argmax(1)
-    before = np.arange(T) < first[:, None]
-    tracks = np.where(before[..., None], tracks[np.arange(P), first][:, None], tracks)
-    keep = visible.sum(1) >= least
-    return tracks[keep], visible[keep]
-
-
-class _Flow:
-    """Dense flow between neighbouring frames, there and back."""
-
-    def __init__(self):
-        self.dis = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
-        self.dis.setFinestScale(0)  # full resolution: 1 is four times as fast and drifts four times as much
-        self.dis.setUseSpatialPropagation(True)
-
-    def step(self, a: np.ndarray, b: np.ndarray, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Where points x (P, 2) of frame a are in frame b, and whether the way back agrees (P,)."""
-        if not len(x):
-            return x, np.zeros(0, bool)
-        grey = [cv2.cvtColor(f, cv2.COLOR_RGB2GRAY) for f in (a, b)]
-        there = _sample(self.dis.calc(grey[0], grey[1], None), x)
-        y = x + there
-        error = np.linalg.norm(there + _sample(self.dis.calc(grey[1], grey[0], None), y), axis=1)
-        return y, error < APART + 0.05 * np.linalg.norm(there, axis=1)
-
-
-def _sample(field: np.ndarray, x: np.ndarray) -> np.ndarray:
-    """Bilinear values (P, C) of a field (H, W, C) at x (P, 2) px, pixel centres at +0.5."""
-    at = (x - 0.5).astype(np.float32)
-    return cv2.remap(field, at[:, None, 0], at[:, None, 1], cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)[:, 0]
-
-
-def _pick(mask: np.ndarray, x: np.ndarray) -> np.ndarray:
-    """Values (P,) of a mask (H, W) at x (P, 2); False outside the picture."""
-    i = np.floor(x).astype(int)
-    ok = (i >= 0).all(1) & (i[:, 0] < mask.shape[1]) & (i[:, 1] < mask.shape[0])
-    ok[ok] = mask[i[ok, 1], i[ok, 0]]
-    return ok
-
-
-def fill(mask: np.ndarray, taken: np.ndarray, spacing: float) -> np.ndarray:
-    """Points (n, 2) of a grid inside a mask (H, W) that have none of the points taken (m, 2) within 3/4 of the spacing."""
-    H, W = mask.shape
-    y, x = np.meshgrid(np.arange(spacing / 2, H, spacing), np.arange(spacing / 2, W, spacing), indexing="ij")
-    grid = np.stack([x.ravel(), y.ravel()], 1).astype(np.float32)
-    grid = grid[_pick(mask, grid)]
-    if len(taken) and len(grid):
-        from scipy.spatial import cKDTree
-
-        grid = grid[cKDTree(taken).query(grid)[0] > 0.75 * spacing]
-    return grid
-
-
-# ---------------------------------------------------------------- into the fit
 
 
 def bind(clip: Clip, means, viewmat, K, frame: int = 0, reach: float = 2.0) -> Clip:

@@ -10,8 +10,9 @@ import torch
 
 from aa.clips import Clip
 from aa.errors import InputError
+from aa.flow import fill, flow_tracks
 from aa.media import write_video
-from aa.own_video import bind, clean_background, clip_from_video, fill, flow_tracks
+from aa.own_video import bind, clean_background, clip_from_video, find_cuts, read_frames
 
 PORTRAITS = Path(__file__).resolve().parent.parent / "assets" / "portraits"
 
@@ -126,6 +127,56 @@ def test_own_video_becomes_a_clip(talking):
     moved = (clip.tracks[p, t] - clip.tracks[p, 0])[:, 0]
     want = 6 * np.sin(round(t / 25 * 30) / 5) * W / 768  # px; frame 9 at 25 fps is frame 11 at 30
     assert np.median(moved) == pytest.approx(want, abs=0.35)
+
+
+def test_a_cut_is_found_and_the_longest_take_used(tmp_path, talking):
+    small = np.stack([cv2.resize(f, (64, 96)) for f in talking.frames])
+    other = np.full((8, 96, 64, 3), 40, np.uint8)
+    other[:, :, 20:] = 200
+    assert find_cuts(small) == []
+    assert find_cuts(np.concatenate([small, other])) == [len(small)]
+    wave = np.stack([np.roll(small[0], 4 * t, 1) for t in range(12)])  # much movement is no cut
+    assert find_cuts(wave) == []
+    scene = [np.full_like(talking.frames[0], 30)] * 9
+    path = write_video(tmp_path / "cut.mp4", scene + talking.frames, np.zeros(16000, np.float32), fps=25)
+    clip = clip_from_video(path, longest=240, progress=False, tracks=False)
+    assert len(clip.frames) == len(talking.frames)
+    assert clip.seeds["start"] == 9 / 25
+    assert "cuts at 0.36 s" in clip.seeds["notices"][0]
+    assert len(clip.audio) == 640 * len(clip.frames)
+    short = write_video(tmp_path / "short.mp4", scene + talking.frames[:9], np.zeros(11520, np.float32), fps=25)
+    with pytest.raises(InputError, match=r"cuts at 0\.36 s"):
+        clip_from_video(short, progress=False)
+
+
+def test_frames_without_the_person_are_counted(tmp_path, talking):
+    grey = np.full_like(talking.frames[0], 120)
+    fade = [(f * (1 - a) + grey * a).astype(np.uint8) for f, a in zip(talking.frames[15:], np.linspace(0.1, 0.9, 6))]
+    path = write_video(tmp_path / "gone.mp4", talking.frames[:15] + fade + [grey] * 5, np.zeros(17000, np.float32), fps=25)
+    clip = clip_from_video(path, longest=240, progress=False, tracks=False)
+    empty = ~np.isfinite(clip.landmarks[:, 0, 0])
+    assert empty[-4:].all()
+    assert not empty[:15].any()
+    assert clip.tracks is None
+    assert any("frames" in n for n in clip.seeds["notices"])
+
+
+def test_a_small_person_is_cropped_to(tmp_path, talking):
+    """A whole picture four times as wide as the person: the face is too small for the plain face model."""
+    wide = []
+    for f in talking.frames[:15]:
+        frame = np.full((720, 1280, 3), 190, np.uint8)
+        frame[300:660, 500:740] = f
+        wide.append(frame)
+    path = write_video(tmp_path / "wide.mp4", wide, np.zeros(9600, np.float32), fps=25)
+    clip = clip_from_video(path, longest=320, progress=False, tracks=False)
+    assert clip.seeds["box"] is not None
+    assert np.isfinite(clip.landmarks).all()
+    eyes = np.linalg.norm(clip.landmarks[:, 473] - clip.landmarks[:, 468], axis=1)
+    plain = clip_from_video(path, longest=640, progress=False, tracks=False, crop=False)
+    assert np.isfinite(plain.landmarks).all()
+    assert eyes.mean() > 10
+    assert read_frames(path, 100).shape[1:3] == (56, 100)
 
 
 def test_bad_videos_get_one_clear_sentence(tmp_path, talking):
