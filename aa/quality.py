@@ -146,6 +146,9 @@ def refuse(q: Quality) -> None:
         raise InputError(f"The face is too dark (lightness {q.light:.0f} of 100): give a photo with light on the face.")
     if q.burnt > TOO_BURNT:
         raise InputError(f"{q.burnt:.0%} of the face is pure white: give a photo that is not overexposed, or no line drawing.")
+    if not NARROWEST < q.shape < BROADEST:
+        how = "broad" if q.shape > 1 else "narrow"
+        raise InputError(f"The face is {how} as in a stretched photo: give it in its own proportions, of a real face.")
     if q.lips < COVERED_LIPS or (q.lips < 2 * COVERED_LIPS and q.unlike > UNLIKE):
         raise InputError("The mouth seems to be covered, by a mask or a hand: give a photo that shows the whole face.")
 
@@ -166,10 +169,6 @@ def complaints(q: Quality) -> dict[str, str]:
         "pitch": (
             abs(q.pitch) > MOST_PITCH,
             f"The head is {'raised' if q.pitch > 0 else 'bowed'} by about {abs(q.pitch):.0f} degrees: what that hides is a guess.",
-        ),
-        "shape": (
-            not NARROWEST < q.shape < BROADEST,
-            "The face is unusually broad or narrow: if the photo was stretched, give it in its own proportions.",
         ),
     }  # fmt: skip
     return {name: sentence for name, (bad, sentence) in found.items() if bad}

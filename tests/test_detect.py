@@ -226,6 +226,8 @@ def worsened(image, person, how):
         around = face[[234, 93, 132, 58, 172, 136, 150, 149, 176, 148, 152, 377, 400, 378, 379, 365, 397, 288, 361, 323, 454, 5]]
         cv2.fillConvexPoly(out, cv2.convexHull(around.astype(np.int32)), (120, 170, 200))
         return out
+    if how == "stretched":
+        return cv2.resize(image, None, fx=1.4, fy=0.8, interpolation=cv2.INTER_AREA)
     if how == "night":
         return (image * 0.05).astype(np.uint8)
     return (image.astype(float) * 3 + 150).clip(0, 255).astype(np.uint8)  # overexposed
@@ -240,7 +242,8 @@ def test_a_poor_photo_is_used_and_its_fault_said(portrait, person, how, word):
 
 
 @pytest.mark.parametrize(
-    ("how", "word"), [("mask", "mouth seems to be covered"), ("night", "too dark"), ("white", "overexposed|No person")]
+    ("how", "word"),
+    [("mask", "mouth seems to be covered"), ("night", "too dark"), ("stretched", "stretched"), ("white", "overexposed|No person")],
 )
 def test_a_hopeless_photo_is_refused(portrait, person, how, word):
     with pytest.raises(InputError, match=word):
