@@ -1,8 +1,16 @@
 """What a photo does not show of eyes and mouth: the hidden part of iris and white, the shade in the mouth."""
 
 import numpy as np
+import torch
+from scipy.ndimage import distance_transform_edt
+from scipy.spatial import cKDTree
 
+from aa.align import solid_faces
+from aa.body import REGIONS
+from aa.lips import jaw_share
 from aa.view import project
+
+RIM = 0.035  # distance between the pupils over which lips near the line of the mouth are not trusted to the photo
 
 
 def shade_mouth(body, rest, names, colors):
@@ -14,6 +22,38 @@ def shade_mouth(body, rest, names, colors):
     colors = colors.copy()
     colors[inner] *= shade[inner, None]
     return colors
+
+
+def paint_lips(body, view, points, rest, region, jaw, colors, seen, eyes_px: float):
+    """Lips to their rims: what lies near the line of the mouth, or inside, takes the colour of the lip beside it.
+
+    In the photo these pixels mix with teeth or with the shade between the lips, which an opening mouth would spread out.
+
+    Args: points (n, 3) m as in the photo; rest (n, 3); region (n,) index into REGIONS; jaw (n,) share of the jaw's
+        movement; colors (n, 3); seen (n,). Returns colors anew and which (n,) are such rims.
+    """
+    lips, rims = region == REGIONS.index("lips"), np.zeros(len(region), bool)
+    faces, which = solid_faces(body)
+    there = np.where(view.tri >= 0, body.face_region[which].numpy()[view.tri], -1)
+    lower = (view.tri >= 0) & (jaw_share(body)[faces].mean(1).numpy()[view.tri] > 0.5)
+    inside = np.isin(there, [REGIONS.index(n) for n in ("mouth", "teeth", "tongue")])
+    lip = there == REGIONS.index("lips")
+    line = inside.copy()
+    line[1:] |= lip[1:] & lip[:-1] & lower[1:] & ~lower[:-1]
+    pixels, _ = project(points[torch.from_numpy(lips)], view.viewmat, view.K)
+    x, y = (pixels[:, i].astype(int).clip(0, n - 1) for i, n in enumerate(view.size))
+    away = distance_transform_edt(~line)[y, x] if line.any() else np.full(len(x), 1e3)
+    donor = seen[lips] & (away > max(1.5, RIM * eyes_px))
+    if donor.sum() < 20:
+        return colors, rims
+    place = rest[lips] * 1000 / 4 + np.array([0, 0, 50]) * (jaw[lips] > 0.5)[:, None]
+    distance, near = cKDTree(place[donor]).query(place, k=12)
+    weight = np.exp(-0.5 * (distance - distance[:, :1]) ** 2)[..., None]
+    smooth = (colors[lips][donor][near] * weight).sum(1) / weight.sum(1)
+    colors = colors.copy()
+    colors[lips] = np.where(donor[:, None], colors[lips], smooth)
+    rims[lips] = ~donor
+    return colors, rims
 
 
 def paint_eyes(body, view, person, vertices, points, names, seen, colors, scale_px):

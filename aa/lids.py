@@ -122,8 +122,9 @@ def paint_lids(chart: LidChart, names, blink, rest, shut, colors, seen):
     smooth = _along_lid(rest[lid, 0], line, own, known * (1 - fold), tone)
     unrolled = np.where(known, np.maximum(fold, np.clip(blink[lid] - 2, 0, 1)), 1.0)[:, None]
     painted = own + unrolled * (smooth - own)
+    painted = np.where(rim[:, None], np.minimum(painted, 1.05 * tone), painted)  # no white of the eye on its rims
     lash = _lashes(rest[lid, 0], own, known & (line > 0) & (line < 1), tone)
-    share = np.exp(-0.5 * (line / LASH_MM) ** 2)[:, None]
+    share = (np.where(line > 0, 1.0, 0.5) * np.exp(-0.5 * (line / LASH_MM) ** 2))[:, None]
     painted += share * (np.minimum(lash, painted) - painted)
     colors[lid] = np.where(outside[:, None], painted, 0.8 * tone)
     seen[lid] &= outside & (fold < 0.5)

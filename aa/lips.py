@@ -15,6 +15,11 @@ def jaw_share(body: Body) -> torch.Tensor:
     return (moved / moved[body.region_vertices("lips")].max()).clamp(0, 1)
 
 
+def open_actions(body: Body) -> torch.Tensor:
+    """Action coefficients (A,) of a mouth as wide open as in speech."""
+    return torch.tensor([0.5 if name == "jawOpen" else 0.0 for name in body.action_names])
+
+
 def lip_seam(body: Body) -> tuple[torch.Tensor, torch.Tensor]:
     """Vertices (P,) of the upper and (P,) of the lower lip that touch each other on the template, from corner to corner."""
     share, lips = jaw_share(body), body.region_vertices("lips", "mouth")

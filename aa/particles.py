@@ -9,10 +9,15 @@ from scipy.spatial import cKDTree
 
 from aa.align import solid_faces
 from aa.body import REGIONS, Body, matrix_to_quat, quat_multiply, vertex_normals
+from aa.facepaint import paint_lips, shade_mouth
 from aa.gaussians import Gaussians, Layout, join_layouts
 from aa.lids import LID_MM, blink_actions, blink_mm, lid_samples
+from aa.lips import jaw_share, open_actions
+from aa.ownership import parts_of_regions
 from aa.paint import materials, paint, spread
-from aa.view import View, project, sample, visible
+from aa.scalp import paint_scalp
+from aa.teeth import on_teeth, paint_teeth, teeth_samples, tooth_tone, upper_jaw
+from aa.view import View, inward_px, part_colours, project, visible
 from aa.zbuffer import zbuffer
 
 THIN = 0.15  # thickness of a surface particle over its radius
@@ -25,6 +30,11 @@ HEAD = ("face", "ear")
 SUB = 3  # subdivisions of a pixel at which the grid of detail is laid
 LIFT = 0.0008  # m by which detail particles lie above the layout's
 BROAD = ("torso", "upperarm", "forearm", "leg", "foot", "neck", "face", "scalp")  # may be wide where hidden
+UNROLLED_MM = 3.0  # what a blink moves further is painted, not refined
+FOLD = 0.001  # m behind the surface in sight from where on a lid is folded away
+STEEP = 0.35  # cosine between normal and ray below which a pixel grid would leave gaps
+UNSURE = 0.2  # how firm particles near edges are
+FOLDED = ("teeth", "tongue", "mouth")
 FADED = 0.01  # opacity of what the photo rules out
 NO_DETAIL = ("eye", "mouth", "teeth", "tongue", "eye_cavity", "eyelid", "lips")
 
@@ -42,6 +52,13 @@ class Particles:
     opacities: torch.Tensor  # (N,)
     colors: torch.Tensor  # (N, 3)
     seen: torch.Tensor  # (N,) bool, shown by the photo
+    firm: torch.Tensor | None = (
+        None  # (N,) from 0 to 1, keeps its first looks: lids and lips, which the photo shows folded, and edges
+    )
+
+    def __post_init__(self):
+        if self.firm is None:
+            object.__setattr__(self, "firm", torch.zeros_like(self.opacities))
 
     def __len__(self) -> int:
         return len(self.means)
@@ -56,12 +73,12 @@ def cover(body: Body, layout: Layout, view: View, person, vertices, settings, sc
     """Particles for the mesh (V, 3) seen in the view: the layout's first."""
     from aa.fringe import fringe
 
-    base = on_layout(body, extended(layout, lid_samples(body)), view, person, vertices, scale_px)
+    base = on_layout(body, extended(layout, lid_samples(body), teeth_samples(body)), view, person, vertices, scale_px)
     loose = fringe(body, view, vertices, person.eye_distance * scale_px)
     room = settings.most - len(base) - len(layout) // 10 - len(loose)
     wanted = wants_detail(body, layout, view, vertices, settings.detail_px)
     if settings.detail_px > 0:
-        base = _covered(base, wanted, layout, vertices)
+        base = _covered(base, wanted, layout, view, vertices)
     parts = [base, backing(body, base, layout, vertices)]
     if settings.detail_px > 0 and room > 0:
         parts.append(detail(body, wanted, view, vertices, room))
@@ -112,7 +129,7 @@ def on_layout(body: Body, layout: Layout, view: View, person, vertices, scale_px
     faces = solid_faces(body)[0]
     means = layout.place(vertices)
     normals = torch.nn.functional.normalize(layout.place(vertex_normals(vertices, faces)), dim=1)
-    frames, radii = layout.discs(vertices)
+    frames, radii = _discs(body, layout, vertices)
     pixel = metres_per_pixel(view, means)
     radius_px = (radii.mean(1) / pixel).numpy()
     rest = layout.place(body.v_template).numpy()
@@ -122,35 +139,94 @@ def on_layout(body: Body, layout: Layout, view: View, person, vertices, scale_px
         body, view, person, vertices, means, normals, 0.7 * radius_px, rest, shut, layout.region.numpy(), scale_px
     )  # fmt: skip
     broad = torch.isin(layout.region, torch.tensor([REGIONS.index(n) for n in BROAD])).numpy()
-    hidden = torch.from_numpy(broad & ~seen & (blink < LID_MM))
-    wide = torch.where(hidden, HIDDEN, (SEAL_PX * pixel / radii.mean(1)).clamp(1, SEAL))
+    shown, unsure = _seen_unsure(view, means, normals, seen)
+    hidden = torch.from_numpy(broad & ~shown & (blink < LID_MM))
+    room = (inward_px(view, means) * pixel / (1.5 * radii.mean(1))).clamp(0.8, HIDDEN)  # nothing looks out beyond the outline
+    wide = torch.where(hidden, room, (SEAL_PX * pixel / radii.mean(1)).clamp(1, SEAL))
     radii = torch.minimum(radii * wide[:, None], LONGEST * layout.spacing[:, None])  # slivers of triangles make needles
     scales = torch.cat([radii, THIN * radii[:, 1:]], 1)
+    jaw = layout.place(jaw_share(body)[:, None])[:, 0].numpy()
+    colors, rims = paint_lips(body, view, means, rest, layout.region.numpy(), jaw, colors, seen, person.eye_distance * scale_px)
+    colors, in_mouth = _inner_mouth(body, view, layout, means, rest, colors)
+    seen |= in_mouth
+    facing = _towards(view, means, normals).numpy()
+    names = np.array(REGIONS)[layout.region.numpy()]
+    colors = paint_scalp(body, rest, names, facing, colors, seen)
+    seen = seen | unsure
+    folded = rims | np.isin(names, FOLDED) | (blink > LID_MM) & np.isin(names, ("face", "eyelid"))
+    firm = torch.from_numpy(np.where(folded, 1.0, UNSURE * unsure)).float()
     n = len(means)
-    stray = _stray(view, means)
+    stray = _stray(view, means, parts_of_regions(np.array(REGIONS)[layout.region], rest[:, 0]))
     opacity = torch.where(stray, FADED, 0.97)
-    seen &= ~stray.numpy()
+    seen &= ~stray.numpy() & ((blink < LID_MM) | (depth_behind(view, means) < FOLD) & (blink < UNROLLED_MM))
     return Particles(
         layout.corners, layout.bary, torch.zeros(n, dtype=torch.bool), means, matrix_to_quat(frames),
-        scales, opacity, torch.from_numpy(colors).float(), torch.from_numpy(seen),
+        scales, opacity, torch.from_numpy(colors).float(), torch.from_numpy(seen), firm,
     )  # fmt: skip
 
 
-def extended(layout: Layout, more: Layout) -> Layout:
+def extended(layout: Layout, *more: Layout) -> Layout:
     """The layout's samples followed by `more`."""
-    return replace(join_layouts(layout, more), name=layout.name)
+    return replace(join_layouts(layout, *more), name=layout.name)
 
 
-def _stray(view: View, points) -> torch.Tensor:
-    """Which points (n, 3) the photo rules out: they project beside the person (the visual hull), or lie on the nearest surface
-    where the photo shows what is behind it."""
+def _seen_unsure(view: View, points, normals, seen):
+    """Which points (n, 3) the photo shows, now with those near edges and at grazing angles, and which (n,) of them are such."""
+    pixels, z = project(points, view.viewmat, view.K)
+    w, h = view.size
+    x, y = (pixels[:, i].astype(int).clip(0, n - 1) for i, n in ((0, w), (1, h)))
+    shown = (view.mask > 0.5) & ~view.claimed & ~view.stray
+    near = shown[y, x] & (z - view.depth[y, x] < 0.004) & (_towards(view, points, normals).numpy() > 0.05)
+    return seen | near, near & ~seen
+
+
+def _discs(body: Body, layout: Layout, vertices):
+    """Frames (n, 3, 3) and radii (n, 2) m of the layout's discs; lids and lips as large as a blink and an open mouth need them."""
+    frames, radii = layout.discs(vertices)
+    larger = _stretched(body, layout.corners, vertices).median()
+    lid = layout.place(blink_mm(body))[:, 0] > LID_MM
+    for mine, actions in ((lid, blink_actions(body)), (layout.region == REGIONS.index("lips"), open_actions(body))):
+        spread = body.rest(actions=actions)
+        there, radii_there = layout.discs(spread)
+        turn = triangle_frames(layout.corners, vertices) @ triangle_frames(layout.corners, spread).mT
+        frames = torch.where(mine[:, None, None], turn @ there, frames)
+        radii = torch.where(mine[:, None], larger * radii_there, radii)
+    return frames, radii
+
+
+def _inner_mouth(body: Body, view: View, layout: Layout, means, rest, colors):
+    """Teeth painted in the photo's tone; and which particles (n,) of the inner mouth an open mouth shows in the photo."""
+    region = layout.region.numpy()
+    teeth, names = on_teeth(body, region), ("teeth", "tongue", "mouth")
+    which = solid_faces(body)[1]
+    there = np.where((view.tri >= 0) & (view.mask > 0.5), body.face_region[which].numpy()[view.tri], -1)
+    skin = region == REGIONS.index("face")
+    bright = float(np.median(colors[skin].mean(1))) / 0.6
+    tone = tooth_tone(view, there == REGIONS.index("teeth"), bright)
+    painted = paint_teeth(body, rest[teeth], upper_jaw(body, layout.corners)[teeth], tone)
+    colors = colors.copy()
+    colors[teeth] = shade_mouth(body, rest[teeth], np.full(teeth.sum(), "teeth"), painted)
+    inner = np.isin(region, [REGIONS.index(n) for n in names])
+    return colors, inner & (np.abs(depth_behind(view, means)) < FOLD)
+
+
+def depth_behind(view: View, points) -> np.ndarray:
+    """How far (n,) m points (n, 3) lie behind the surface that the photo shows at their pixels."""
+    pixels, z = project(points, view.viewmat, view.K)
+    x, y = (pixels[:, i].astype(int).clip(0, n - 1) for i, n in enumerate(view.size))
+    return z - view.depth[y, x]
+
+
+def _stray(view: View, points, part) -> torch.Tensor:
+    """Which points (n, 3) of parts (n,) the photo rules out: they project beside the person (the visual hull), or where the photo
+    shows what is behind that part."""
     pixels, z = project(points, view.viewmat, view.K)
     w, h = view.size
     at = np.floor(pixels).astype(int)
     x, y = (at[:, i].clip(0, n - 1) for i, n in ((0, w), (1, h)))
     inside = (at[:, 0] == x) & (at[:, 1] == y) & (z > 0)
     beside = cv2.dilate(view.mask, np.ones((3, 3), np.uint8))[y, x] < 0.3
-    return torch.from_numpy(inside & (beside | view.stray[y, x] & (z - view.depth[y, x] < 0.02)))
+    return torch.from_numpy(inside & (beside | view.stray[y, x] & (view.shown[y, x] == part)))
 
 
 def backing(body: Body, base: Particles, layout: Layout, vertices) -> Particles:
@@ -197,23 +273,33 @@ def wants_detail(body: Body, layout: Layout, view: View, vertices, spacing: floa
     return FINE * spacing * fine + spacing * coarse
 
 
-def _covered(base: Particles, wanted, layout: Layout, vertices) -> Particles:
+def _covered(base: Particles, wanted, layout: Layout, view: View, vertices) -> Particles:
     """Layout particles under detail become a backing: deeper, without gaps and left alone by the refinement."""
     under = torch.zeros(len(base), dtype=torch.bool)
-    under[: len(layout)] = (wanted[layout.tri] > 0) & base.seen[: len(layout)]
+    normals = triangle_frames(layout.corners, vertices)[:, :, 2]
+    under[: len(layout)] = (
+        (wanted[layout.tri] > 0) & base.seen[: len(layout)] & (_towards(view, layout.place(vertices), normals) > STEEP)
+    )
     scales = base.scales.clone()
     scales[under, :2] *= SEAL
-    sunk = 0.9 * layout.spacing[:, None] * triangle_frames(layout.corners, vertices)[:, :, 2] * under[: len(layout), None]
+    sunk = 0.9 * layout.spacing[:, None] * normals * under[: len(layout), None]
     means = torch.cat([base.means[: len(layout)] - sunk, base.means[len(layout) :]])
     return replace(base, means=means, scales=scales, seen=base.seen & ~under)
+
+
+def _towards(view: View, points, normals) -> torch.Tensor:
+    """Cosine (n,) between normals (n, 3) and the rays from points (n, 3) to the camera."""
+    eye = -view.viewmat[:3, :3].T @ view.viewmat[:3, 3]
+    return (torch.nn.functional.normalize(eye - points, dim=1) * normals).sum(1)
 
 
 def _grids(wanted, tri, view: View, room: int):
     """Places (n, 2) in the fine image `tri` and spacings (n,) px of hexagonal grids, widened until at most `room` remain."""
     clear = np.kron((view.mask > 0.6) & ~view.claimed & ~view.stray, np.ones((SUB, SUB), bool)) & (tri >= 0)
     there = np.where(clear, wanted.numpy()[tri], 0)
+    levels = np.unique(wanted.numpy()[wanted.numpy() > 0])
     for widen in 1.05 ** np.arange(60):
-        at = [(grid(there == s, SUB * s * widen), s * widen) for s in np.unique(there) if s > 0]
+        at = [(grid(there == s, SUB * s * widen), s * widen) for s in levels]
         if sum(len(p) for p, _ in at) <= room:
             break
     return np.concatenate([np.zeros((0, 2), int)] + [p for p, _ in at]), np.repeat([s for _, s in at], [len(p) for p, _ in at])
@@ -226,6 +312,8 @@ def detail(body: Body, wanted, view: View, vertices, room: int) -> Particles:
     w, h = view.size
     _, fine, weights = zbuffer(vertices, faces, view.viewmat, torch.diag(torch.tensor([SUB, SUB, 1.0])) @ view.K, SUB * w, SUB * h)
     at, spacing = _grids(wanted[which], fine, view, room)
+    flat = _towards(view, vertices[faces].mean(1), triangle_frames(faces, vertices)[:, :, 2]) > STEEP - 0.05
+    at, spacing = (x[flat.numpy()[fine[at[:, 1], at[:, 0]]]] for x in (at, spacing))
     tri = torch.from_numpy(fine[at[:, 1], at[:, 0]])
     bary = torch.from_numpy(weights[at[:, 1], at[:, 0]]).float()
     corners = faces[tri]
@@ -240,11 +328,15 @@ def detail(body: Body, wanted, view: View, vertices, room: int) -> Particles:
     frames = torch.stack([along, torch.linalg.cross(normals, along), normals], -1)
     scales = torch.stack([radius / cosine, radius, THIN * radius], 1)
     names = body.face_region[which][tri].numpy()
-    colors = sample(view.front, (at + 0.5) / SUB, 0.5 * spacing)
+    parts = parts_of_regions(np.array(REGIONS)[names], read(rest)[:, 0].numpy())
+    colors = part_colours(view, (at + 0.5) / SUB, 0.5 * spacing, parts)
     seen, _, _ = visible(view, means, normals)
-    colors = spread(colors, seen, read(rest).numpy(), materials(body, names, read(rest).numpy()))
+    place = read(rest).numpy()
+    colors = spread(colors, seen, place, materials(body, names, place))
+    seen, unsure = _seen_unsure(view, means, normals, seen)
     n = len(at)
     return Particles(
         corners, bary, torch.zeros(n, dtype=torch.bool), means + LIFT * normals, matrix_to_quat(frames), scales,
         torch.full((n,), 0.9), torch.from_numpy(colors).float().clamp(0, 1), torch.from_numpy(seen),
+        UNSURE * torch.from_numpy(unsure).float(),
     )  # fmt: skip

@@ -13,6 +13,7 @@ import torch
 
 from aa.align import solid_faces
 from aa.body import Body, vertex_normals
+from aa.lids import LID_MM, blink_mm
 from aa.particles import Particles, carry
 from aa.raster import rasterize
 from aa.view import View, project, sample, visible
@@ -26,7 +27,10 @@ EXPRESSIONS = (
 )
 STEEP = 0.35  # cosine between normal and ray below which a point is not trusted to the photo
 EDGE, EDGE_PX = 0.012, 2  # m of depth that make an edge; so near to one, photo and mesh may disagree on whose a pixel is
-HIDDEN = 0.25  # weight of pixels whose point the photo hides: they keep the first guess
+HIDDEN, UNROLLED = (
+    0.25,
+    1.0,
+)  # weight of pixels whose point the photo hides, if the camera or the face moved: they keep the first guess
 LARGEST = 320  # px
 
 
@@ -54,7 +58,7 @@ def pseudo_views(body: Body, cloud: Particles, view: View, vertices, rotations) 
         for name, value in names.items():
             actions[body.action(name)] = value
         moved = vertices + (rotations @ (body.rest(actions=actions) - body.v_template)[..., None])[..., 0]
-        shots.append(_shot(body, cloud, view, vertices, moved, *_window(head, view, (0, 0))))
+        shots.append(_shot(body, cloud, view, vertices, moved, *_window(head, view, (0, 0)), UNROLLED))
     return shots
 
 
@@ -77,7 +81,7 @@ def _window(head, view: View, degrees):
     return viewmat, torch.diag(torch.tensor([scale, scale, 1.0])) @ K, w, h
 
 
-def _shot(body: Body, cloud: Particles, view: View, vertices, moved, viewmat, K, w: int, h: int) -> Shot:
+def _shot(body: Body, cloud: Particles, view: View, vertices, moved, viewmat, K, w: int, h: int, hidden=HIDDEN) -> Shot:
     """What camera (viewmat, K) sees of the mesh `moved` (V, 3), in the colours that the photo shows of it at `vertices` (V, 3)."""
     faces, _ = solid_faces(body)
     _, tri, bary = zbuffer(moved, faces, viewmat, K, w, h)
@@ -86,13 +90,17 @@ def _shot(body: Body, cloud: Particles, view: View, vertices, moved, viewmat, K,
     read = lambda v: (v[corners] * share[..., None]).sum(1)  # noqa: E731
     normals = torch.nn.functional.normalize(read(vertex_normals(vertices, faces)), dim=1)
     known, pixels, facing = visible(view, read(vertices), normals)
-    known &= (facing > STEEP) & ~_near_edges(view)[tuple(np.clip(pixels[:, ::-1].astype(int), 0, np.array(view.mask.shape) - 1).T)]
+    known &= (
+        (facing > STEEP)
+        & (read(blink_mm(body))[:, 0].numpy() < LID_MM)
+        & ~_near_edges(view)[tuple(np.clip(pixels[:, ::-1].astype(int), 0, np.array(view.mask.shape) - 1).T)]
+    )
     means, quats, turn = carry(cloud.means, cloud.quats, (cloud.corners, cloud.bary, cloud.loose), vertices, moved)
     gray, first, alpha = torch.full((h, w, 3), 0.5), *_render(cloud, means, quats, viewmat, K, w, h)
     _, loose = _render(replace(cloud, opacities=cloud.opacities * cloud.loose), means, quats, viewmat, K, w, h)
     target, weight = (first + (1 - alpha) * gray).numpy(), np.zeros((h, w, 1), np.float32)
     target[y[known], x[known]] = sample(view.front, pixels[known], np.zeros(known.sum()))
-    weight[y, x, 0] = np.where(known, 1.0, HIDDEN)
+    weight[y, x, 0] = np.where(known, 1.0, hidden)
     inside = cv2.erode((tri >= 0).astype(np.uint8), np.ones((3, 3), np.uint8))[..., None]
     weight *= inside * (loose.numpy() < 0.05)
     return Shot(

@@ -94,7 +94,7 @@ def _prior(change, log_size, logit, slide, bounds) -> torch.Tensor:
 def _clamp(first, color, log_size, logit, slide, bounds) -> None:
     """Keep all changes within their bounds. In place."""
     color.copy_(color.clamp(0, 1).maximum(first - bounds[3][:, None]).minimum(first + bounds[3][:, None]))
-    slide.clamp_(-SLIDE, SLIDE)
+    slide.copy_(slide.maximum(-bounds[4][:, None]).minimum(bounds[4][:, None]))
     log_size.copy_(log_size.maximum(bounds[0][:, None]).clamp(max=LARGER))
     logit.copy_(logit.maximum(bounds[1]).clamp(max=2))
 
@@ -108,14 +108,19 @@ def quat_to_matrix(q) -> torch.Tensor:
 
 
 def _bounds(cloud: Particles, view: View, seen):
-    """Least change of log size and of opacity logit, strength of the colour prior, greatest change of colour; (n,) each.
+    """Least change of log size and of opacity logit, strength of the colour prior, greatest change of colour and slide; (n,) each.
 
-    Only at the outline may a particle shrink or fade, and there the photo says little about its colour.
-
-    Holes that open inside show nothing at the fit's own view and let hidden layers through at every other.
+    Only at the outline may a particle shrink or fade, and there the photo says little about its colour. Holes that open inside
+    show nothing at the fit's own view and let hidden layers through at every other. Firm particles hardly change at all.
     """
     pixels, _ = project(cloud.means[seen], view.viewmat, view.K)
     w, h = view.size
     x, y = (pixels[:, i].astype(int).clip(0, n - 1) for i, n in ((0, w), (1, h)))
     edge = torch.from_numpy(cv2.GaussianBlur((view.mask > 0.5).astype(np.float32), (0, 0), 1.5)[y, x] < 0.97)
-    return torch.where(edge, -0.6, -0.25), torch.where(edge, -4.0, -0.3), torch.where(edge, 5.0, 0.1), torch.where(edge, 0.06, 0.25)
+    firm = cloud.firm[seen]
+    blend = lambda free, held: free + firm * (held - free)  # noqa: E731
+    choose = lambda at_edge, inside: torch.where(edge, at_edge, inside)  # noqa: E731
+    return (
+        blend(choose(-0.6, -0.25), -0.05), blend(choose(-4.0, -0.3), -0.1), blend(choose(5.0, 0.1), 2.0),
+        blend(choose(0.06, 0.25), 0.1), SLIDE * (1 - firm),
+    )  # fmt: skip

@@ -1,6 +1,6 @@
 """The avatar from one photo: fit, colours, binding, motion, files. One small fit of a shipped portrait serves all tests."""
 
-from dataclasses import replace
+from dataclasses import fields, replace
 from types import SimpleNamespace
 
 import cv2
@@ -188,20 +188,10 @@ def test_hidden_particles_are_left_alone(body):
     mask = np.ones((size, size), np.float32)
     no = np.zeros((size, size), bool)
     K = torch.tensor([[60.0, 0, 16], [0, 60, 16], [0, 0, 1]])
-    view = View(
-        flat,
-        flat,
-        mask,
-        torch.eye(4),
-        K,
-        np.full((size, size), 2.0),
-        np.zeros((size, size), int),
-        np.zeros((size, size, 3)),
-        no,
-        no,
-        no,
-        np.zeros((size, size), int),
-    )
+    given = {"image": flat, "front": flat, "mask": mask, "viewmat": torch.eye(4), "K": K}
+    given |= {"depth": np.full((size, size), 2.0), "bary": np.zeros((size, size, 3)), "claimed": no, "stray": no, "edge": no}
+    rest = {f.name for f in fields(View)} - set(given)
+    view = View(**given, **{name: np.zeros((size, size), int) for name in rest})
     g = refine(cloud, view, np.zeros((size, size, 3), np.uint8), 5)
     assert torch.equal(g.colors[~seen], cloud.colors[~seen])
     assert torch.equal(g.means[~seen], cloud.means[~seen])
