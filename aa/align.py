@@ -25,6 +25,7 @@ REACH = {
 ARM = ("upperarm", "forearm", "hand", "nail")
 FLOATING = ("eye", "teeth", "tongue")  # parts of their own, tied to what surrounds them
 OUTLINE_SIDE = 512  # px, longer side of the image in which outlines are compared
+INSET = 0.7  # px of that image by which the mesh stays inside: its particles reach about so far beyond it
 
 
 def solid_faces(body: Body) -> tuple[torch.Tensor, torch.Tensor]:
@@ -170,7 +171,7 @@ def _outline_rows(body, v, viewmat, K, person, reach: float):
         limb = np.r_[limb, np.full(int(either.sum()), value)]
     own = np.isin(region, [REGIONS.index(n) for n in ARM]) * np.sign(body.v_template[faces[t, 0], 0].numpy()).astype(int)
     _, near = cKDTree(np.c_[theirs, turn * their_normal, apart * limb]).query(np.c_[ours, turn * normal, apart * own])
-    gap = theirs[near] - ours
+    gap = theirs[near] - INSET * their_normal[near] - ours
     limit = np.array([REACH.get(name, 0.0) for name in REGIONS])[region] * unit * reach
     agree = (normal * their_normal[near]).sum(1)
     keep = (agree > 0.6) & (np.linalg.norm(gap, axis=1) < limit)
