@@ -116,7 +116,7 @@ def test_a_crop_is_another_camera(scene):
 
 def test_fit_recovers_the_motion_and_tracks_help(scene):
     gaussians, layout, truth, footage = scene
-    settings = replace(FitSettings.preset("smoke"), steps=60, w_iso=10.0)
+    settings = replace(FitSettings.preset("smoke"), steps=30, w_iso=10.0, nodes=120)
     still = (gaussians.means - truth[-1]).norm(dim=1)
     moved = still > 0.02
     fits = {w: fit_clip(gaussians, layout.part, footage, replace(settings, w_traj=w), progress=False) for w in (1000.0, 0.0)}
@@ -132,7 +132,7 @@ def test_fit_recovers_the_motion_and_tracks_help(scene):
 
 def test_fit_is_deterministic(scene):
     gaussians, layout, _, footage = scene
-    settings = replace(FitSettings.preset("smoke"), steps=4)
+    settings = replace(FitSettings.preset("smoke"), steps=4, nodes=60)
     a, b = (fit_clip(gaussians, layout.part, footage, settings, seed=5, progress=False) for _ in range(2))
     assert torch.equal(a.at(3)[0], b.at(3)[0])
 
