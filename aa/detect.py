@@ -124,7 +124,7 @@ def _no_face(models, image, unconfirmed, scale: float) -> InputError:
     """The reason why no face was found, in words for the user."""
     nobody = InputError("No person was found in the photo: give one of a single person whose face is well visible.")
     pose = run_pose(models, image, np.array(image.shape[1::-1]) / 2, max(image.shape[:2]) * 1.1)
-    if pose is None or pose[1][[11, 12]].max() < 0.8 or pose[1][[23, 24]].max() < 0.05:
+    if pose is None or pose[1][[11, 12]].max() < 0.8:
         if max(image.shape[:2]) > 3 * min(image.shape[:2]):
             return InputError("No person was found in so long a photo: cut it down to the person.")
         return nobody
