@@ -29,7 +29,15 @@ from aa.raster import rasterize
 from aa.recolour import recolour
 
 GREY = 0.5
-FILES = ("avatar", "pose.safetensors", "follow.safetensors", "field.safetensors", "colours.safetensors", "report.json")
+FILES = (
+    "avatar",
+    "pose.safetensors",
+    "follow.safetensors",
+    "fit.checkpoint",
+    "field.safetensors",
+    "colours.safetensors",
+    "report.json",
+)
 
 
 @dataclass(frozen=True)
@@ -115,9 +123,7 @@ def around(avatar: Avatar, degrees: float) -> torch.Tensor:
     return avatar.viewmat @ M
 
 
-def fit_video(
-    video, folder, settings: VideoSettings | None = None, seed: int = 0, progress: bool = True, device: str = "cpu"
-) -> VideoFit:
+def fit_video(video, folder, settings: VideoSettings | None = None, seed: int = 0, progress: bool = True) -> VideoFit:
     """Fit an avatar and its motion to a video of one talking person.
 
     Args: video, a path, or a `Clip` with frames, mask and landmarks; folder, where the steps are kept: the same call goes on where
@@ -159,14 +165,15 @@ def _fit(kept, scene: Scene, base: Base, found, settings: VideoSettings, seed: i
     held = shown & (np.arange(len(shown)) % settings.hold == settings.hold // 2) if settings.hold else np.zeros_like(shown)
     used = np.flatnonzero(shown & ~held)
     moments = np.interp(np.arange(len(shown)), used, np.arange(len(used)))
-    gaussians = scene.gaussians(base)
+    gaussians, halfway = scene.gaussians(base), kept.folder / "fit.checkpoint"
 
     def make():
         footage, part = scene.footage(found, used), Base(base.means[used], base.turns[used])
-        fit = fit_clip(gaussians, scene.part, footage, settings.fit, seed, progress, scene.apart, part)
+        fit = fit_clip(gaussians, scene.part, footage, settings.fit, seed, progress, scene.apart, part, checkpoint=halfway)
         return {"colors": fit.gaussians.colors, "log_scales": fit.gaussians.log_scales, **_state(fit.field)}
 
     state = kept.tensors("field", make)
+    halfway.unlink(missing_ok=True)
     gaussians = replace(gaussians, colors=state.pop("colors"), log_scales=state.pop("log_scales"))
     field = DeformationField(scene.avatar.gaussians, scene.part, len(used), settings.fit, seed)
     field.load_state_dict({k[6:]: v for k, v in state.items()})

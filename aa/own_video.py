@@ -27,7 +27,7 @@ SHORTEST = 0.5  # s
 LOOKS = 5  # frames in which people are counted
 GLANCE = 192  # px, longer side of the pictures in which cuts and the person's place are looked for
 CUT, CUT_RATIO = 0.09, 5.0  # mean change of grey between frames that is a cut, and how many times the usual change nearby
-ROOM = 0.6  # share of the picture's area: a person who stays within less is cropped to
+ROOM = 0.75  # share of the picture's area: a person who stays within less is cropped to
 TURNED = 60  # degrees: landmarks of faces turned further are guesses
 SEARCH = 5  # frames between searches for a face that was lost
 LEAST_PERSON = 0.004  # share of the picture: smaller masks are nobody
@@ -41,7 +41,7 @@ def clip_from_video(
 
     Args: longest: side in px that larger pictures are reduced to; spacing of the tracks in px, by default 1/64 of the longer
         side; max_seconds: read no more than that (None: all; memory grows with it); tracks: follow points by optical flow (most
-        of the time); crop: to where the person is, if that is less than 60% of the picture.
+        of the time); crop: to where the person is, if that is less than 3/4 of the picture.
     Returns: `Clip` with frames, mask, landmarks, tracks, visibility and audio; source "own"; `particle`, K and viewmat are None.
         seeds: file, notices (sentences), start (s, of the take in the file), box (left, top, right, bottom; shares of the picture).
     Raises: InputError: not a video, damaged, without sound, shorter than half a second, nobody or several people in it.
