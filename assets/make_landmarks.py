@@ -18,7 +18,7 @@ import warp as wp
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from aa.body import REGIONS, load_body, load_people
-from aa.detect import LEFT_IRIS, RIGHT_IRIS, _Models, _quiet, detect, find_faces
+from aa.detect import LEFT_IRIS, RIGHT_IRIS, Models, quiet, detect, find_faces
 from aa.landmarks import BOUNDARY, load_landmarks, posed_joints
 
 OUT = Path(__file__).resolve().parent / "landmarks.json"
@@ -173,10 +173,10 @@ def hits(scene, face, kinds, of):
 
 def pictures(body, people, rng):
     """Yields (scene, picture, landmarks px (478, 2), turn) for each of the people (n, S), with closed and slightly open mouths."""
-    with _quiet(), contextlib.ExitStack() as stack:
+    with quiet(), contextlib.ExitStack() as stack:
         import mediapipe as mp
 
-        models = _Models(mp.solutions, stack)
+        models = Models(mp.solutions, stack)
         for betas in people:
             for turn in VIEWS:
                 actions = torch.zeros(len(body.action_names))
