@@ -9,14 +9,12 @@ import numpy as np
 from aa.errors import InputError
 from aa.faces import EYE_DISTANCE, LEFT_IRIS, RIGHT_IRIS, check_face, face_yaw, find_faces
 from aa.mask import person_mask
-from aa.models import Models, quiet, to_world
+from aa.models import Models, quiet
 from aa.photo import Photo, load_image, load_photo
 from aa.poses import find_hands, find_pose, head_only, run_pose
 from aa.quality import Quality, complaints, face_quality, refuse
 
 __all__ = ["EYE_DISTANCE", "LEFT_IRIS", "RIGHT_IRIS", "Models", "Person", "detect", "find_faces", "load_image", "quiet"]
-
-_Models, _quiet, _world = Models, quiet, to_world
 
 
 @dataclass(frozen=True)

@@ -118,7 +118,7 @@ class Layout:
         direction, the ellipse is as well. Its axes are those of the second moment E M E^T, E the edges of the triangle.
         """
         if self.cell is None:
-            raise ValueError(f"the layout {self.name} does not know the cells of its particles")
+            raise ValueError(f"layout {self.name} has no cells")
         triangles = self._triangles(vertices)
         edges = _edges(triangles)
         moment, axes = torch.linalg.eigh(edges @ self.cell @ edges.mT)  # ascending

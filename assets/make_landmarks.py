@@ -18,7 +18,7 @@ import warp as wp
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from aa.body import REGIONS, load_body, load_people
-from aa.detect import LEFT_IRIS, RIGHT_IRIS, Models, quiet, detect, find_faces
+from aa.detect import LEFT_IRIS, RIGHT_IRIS, Models, detect, find_faces, quiet
 from aa.landmarks import BOUNDARY, load_landmarks, posed_joints
 
 OUT = Path(__file__).resolve().parent / "landmarks.json"
