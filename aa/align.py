@@ -69,7 +69,7 @@ class _Surface:
 def align(body: Body, vertices, viewmat, K, person, rounds: int = 4) -> torch.Tensor:
     """Vertices (V, 3) moved so that landmarks and outline meet those of `person` (aa.detect); seen along the rays only sideways."""
     marks, surface = load_landmarks(body), _Surface(body)
-    v, near_joints = vertices.clone(), _around_joints(body, marks)
+    v, near_joints = vertices.clone(), skin_around_joints(body, marks)
     for k in range(rounds):
         landmarks, targets = _landmark_rows(marks, v, viewmat, K, person)
         outline = _outline_rows(body, v, viewmat, K, person, reach=1.0 if k == 0 else 0.5 + 0.5 / (k + 1))
@@ -105,7 +105,7 @@ def _landmark_rows(marks, v, viewmat, K, person):
     return (index, weight, strength[keep].numpy()), residual
 
 
-def _around_joints(body, marks, count: int = 12) -> dict[str, np.ndarray]:
+def skin_around_joints(body, marks, count: int = 12) -> dict[str, np.ndarray]:
     """Vertices (21, count) around each hand landmark on the mean body, by side."""
     out = {}
     for side, letter in (("left", 1), ("right", -1)):
@@ -127,7 +127,7 @@ def _hand_rows(body, near_joints, v, viewmat, K, person):
             corners.append(ring.reshape(-1, 3))
             residuals.append(np.repeat(found[0][1:] - pixels[ring].mean(1), ring.shape[1] // 3, axis=0))
     corners = np.concatenate(corners)
-    return (corners, np.full(corners.shape, 1 / 3), np.full(len(corners), 0.1)), np.concatenate(residuals)
+    return (corners, np.full(corners.shape, 1 / 3), np.full(len(corners), 0.4)), np.concatenate(residuals)
 
 
 def _contour(mask):

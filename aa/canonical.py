@@ -13,7 +13,6 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 import cv2
-import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 from tqdm.auto import tqdm
@@ -21,10 +20,10 @@ from tqdm.auto import tqdm
 from aa.align import align, solid_faces
 from aa.body import load_body, quat_multiply, quat_to_rotvec, rotvec_to_matrix, rotvec_to_quat
 from aa.detect import detect
+from aa.fit_report import measure, missing, remarks
 from aa.fringe import parts_of_vertices
 from aa.gaussians import Gaussians, load_layout
 from aa.gestures import at_ease
-from aa.landmarks import load_landmarks
 from aa.lips import close_lips
 from aa.particles import cover, to_vertices
 from aa.photofit import fit_body
@@ -33,7 +32,7 @@ from aa.posing import inverse, rigid_motions, rotate, shaped, skin
 from aa.pseudo import pseudo_views
 from aa.refine import refine
 from aa.transfer import Deformation
-from aa.view import make_view, project
+from aa.view import make_view
 
 UPPER_TEETH = 0.003  # m
 TENSORS = (
@@ -211,20 +210,6 @@ def shape_of(body, fit, person, rounds: int):
     return vertices, photo_vertices, rotvec_to_matrix(quat_to_rotvec(quat_multiply(quats, inverse(ease))))
 
 
-def missing(person) -> list[str]:
-    """Parts of the body that the photo does not show, or whose pose was not recognised: their shape is a guess."""
-    shown = person.pose_visibility > 0.5
-    legs = {"legs": shown[[25, 26]].any(), "feet": shown[[27, 28]].any()}
-    return [f"{side} hand" for side, found in person.hands.items() if found is None] + [n for n, seen in legs.items() if not seen]
-
-
-def remarks(person) -> list[str]:
-    """Sentences for the user on hands that are in the photo but were not recognised."""
-    shown = {side: person.pose_visibility[wrist] > 0.5 for side, wrist in (("left", 15), ("right", 16))}
-    lost = [side for side, found in person.hands.items() if found is None and shown[side]]
-    return [f"The fingers of the {side} hand were not recognised in the photo: they are posed at rest." for side in lost]
-
-
 class Progress:
     """A progress bar over steps of known weight, and the seconds that each took."""
 
@@ -264,29 +249,6 @@ def scaled_camera(K, shape, size: int):
     factor = size / max(height, width)
     w, h = (2 * max(1, round(x * factor / 2)) for x in (width, height))
     return torch.diag(torch.tensor([w / width, h / height, 1.0])) @ K, w, h
-
-
-def measure(avatar: Avatar, body, person, view) -> dict:
-    """Landmark error, silhouette and picture quality of the avatar against its photo."""
-    g = avatar.on_photo()
-    behind = avatar.background.float() / 255
-    image, alpha, _ = g.render(avatar.viewmat[None], avatar.K[None], avatar.width, avatar.height)
-    picture = (image[0] + (1 - alpha[0]) * behind).clamp(0, 1).numpy()
-    person_px, ours = view.mask > 0.5, alpha[0, ..., 0].numpy() > 0.5
-    error = ((picture - view.image) ** 2).mean(-1)
-    scale = avatar.width / person.image.shape[1]
-    marks = load_landmarks(body)
-    keep = marks.reliable.numpy() & (np.arange(478) < 468)
-    pixels = project(marks.face(avatar.photo_vertices), avatar.viewmat, avatar.K)[0] / scale
-    low, high = (person.face.min(0) * scale).astype(int), (person.face.max(0) * scale).astype(int)
-    box = np.zeros_like(person_px)
-    box[max(low[1], 0) : high[1], max(low[0], 0) : high[0]] = True
-    psnr = lambda where: float(-10 * np.log10(error[where].mean())) if where.any() else 0.0  # noqa: E731
-    return {
-        "face_px_after": float(np.linalg.norm(pixels - person.face, axis=1)[keep].mean() * 100 / person.eye_distance),
-        "mask_iou": float((person_px & ours).sum() / (person_px | ours).sum()),
-        "psnr_mask": psnr(person_px), "psnr_face": psnr(box & person_px),
-    }  # fmt: skip
 
 
 def _lower_teeth(body, vertices, rotations) -> None:
