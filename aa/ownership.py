@@ -84,13 +84,33 @@ def whose(image, mask, part, depth) -> np.ndarray:
     if not unknown.any() or not (seeds >= 0).any():
         return np.where(owner == BACKGROUND, -1, owner)
     chance = _walk(cv2.GaussianBlur(image, (0, 0), 0.7), seeds, part, unknown, r)
-    best = chance[:, :BACKGROUND].argmax(1)
-    # only between arm and body does the mask err
-    gap = (part < 0) & (_distance(part == HAIR) > _distance((part >= UPPER_ARM) & (part < LEG)))
-    best[gap[unknown] & (chance[:, BACKGROUND] > SURE)] = BACKGROUND
-    owner[unknown] = best
+    chance[np.isin(part[unknown], (HAND, HAND + 1)), HAIR] = 0  # no hair lies on hands
+    gap = (part < 0) & _closed(part >= 0, 4 * r)  # only between arm and body does the mask err
+    chance[~gap[unknown] | (chance[:, BACKGROUND] < SURE), BACKGROUND] = -1
+    owner[unknown] = chance.argmax(1)
+    lost = _islands(owner == HAIR, (part == HAIR) | (part == HEAD), r)[unknown]
+    chance[lost, HAIR] = -1  # dark things that do not hang on the head
+    owner[unknown] = chance.argmax(1)
     owner = _tidy(owner, unknown)
     return np.where((owner == BACKGROUND) | (mask <= 0.5), -1, owner)
+
+
+def _closed(where, r: int) -> np.ndarray:
+    """`where` (H, W) with gaps narrower than 2 r px filled."""
+    away = lambda m: cv2.distanceTransform(m.astype(np.uint8), cv2.DIST_L2, 5)  # noqa: E731
+    grown = away(~np.pad(where, 2 * r)) <= r
+    return (away(grown) > r)[2 * r : -2 * r, 2 * r : -2 * r]
+
+
+def _islands(where, shore, r: int) -> np.ndarray:
+    """Pieces of `where` (H, W) that hang together with no pixel of `shore`, or only by bridges narrower than r px."""
+    disc = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (r | 1, r | 1))
+    solid = cv2.morphologyEx((where | shore).astype(np.uint8), cv2.MORPH_OPEN, disc)
+    _, pieces = cv2.connectedComponents(solid | shore.astype(np.uint8))
+    joined = (pieces > 0) & np.isin(pieces, np.unique(pieces[shore]))
+    if not joined.any() or not (loose := (pieces > 0) & ~joined).any():
+        return np.zeros_like(where)
+    return where & (_distance(loose) < _distance(joined))
 
 
 def _doubtful(image, mask, part, depth, r: int) -> np.ndarray:

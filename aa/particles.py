@@ -17,7 +17,7 @@ from aa.ownership import parts_of_regions
 from aa.paint import materials, paint, spread
 from aa.scalp import paint_scalp
 from aa.teeth import on_teeth, paint_teeth, teeth_samples, tooth_tone, upper_jaw
-from aa.view import View, inward_px, part_colours, project, visible
+from aa.view import View, in_the_way, inward_px, part_colours, project, visible
 from aa.zbuffer import zbuffer
 
 THIN = 0.15  # thickness of a surface particle over its radius
@@ -34,7 +34,7 @@ UNROLLED_MM = 3.0  # what a blink moves further is painted, not refined
 FOLD = 0.001  # m behind the surface in sight from where on a lid is folded away
 STEEP = 0.35  # cosine between normal and ray below which a pixel grid would leave gaps
 UNSURE = 0.2  # how firm particles near edges are
-FOLDED = ("teeth", "tongue", "mouth")
+INNER = {"teeth": 0.7, "tongue": 0.3, "mouth": 0.3}  # how firm they are where a photo shows them, which fits them badly
 FADED = 0.01  # opacity of what the photo rules out
 NO_DETAIL = ("eye", "mouth", "teeth", "tongue", "eye_cavity", "eyelid", "lips")
 
@@ -153,8 +153,9 @@ def on_layout(body: Body, layout: Layout, view: View, person, vertices, scale_px
     names = np.array(REGIONS)[layout.region.numpy()]
     colors = paint_scalp(body, rest, names, facing, colors, seen)
     seen = seen | unsure
-    folded = rims | np.isin(names, FOLDED) | (blink > LID_MM) & np.isin(names, ("face", "eyelid"))
-    firm = torch.from_numpy(np.where(folded, 1.0, UNSURE * unsure)).float()
+    folded = rims | (blink > LID_MM) & np.isin(names, ("face", "eyelid"))
+    firm = np.where(folded, 1.0, np.where(np.isin(names, tuple(INNER)), np.vectorize(INNER.get)(names, 0.0), UNSURE * unsure))
+    firm = torch.from_numpy(firm.astype(np.float32))
     n = len(means)
     stray = _stray(view, means, parts_of_regions(np.array(REGIONS)[layout.region], rest[:, 0]))
     opacity = torch.where(stray, FADED, 0.97)
@@ -226,7 +227,7 @@ def _stray(view: View, points, part) -> torch.Tensor:
     x, y = (at[:, i].clip(0, n - 1) for i, n in ((0, w), (1, h)))
     inside = (at[:, 0] == x) & (at[:, 1] == y) & (z > 0)
     beside = cv2.dilate(view.mask, np.ones((3, 3), np.uint8))[y, x] < 0.3
-    return torch.from_numpy(inside & (beside | view.stray[y, x] & (view.shown[y, x] == part)))
+    return torch.from_numpy(inside & (beside | in_the_way(view, x, y, part)))
 
 
 def backing(body: Body, base: Particles, layout: Layout, vertices) -> Particles:

@@ -141,6 +141,12 @@ def project(points, viewmat, K):
     return pixels.numpy(), depths.numpy()
 
 
+def in_the_way(view: View, x, y, part) -> np.ndarray:
+    """Which points of parts (n,) at pixels x, y (n,) would hide what the photo shows: it looks past this hand or forearm."""
+    arm = (part >= FOREARM) & (part < LEG) & (part % 2 == view.shown[y, x] % 2)
+    return view.stray[y, x] & arm & (part != view.owner[y, x])
+
+
 def inward_px(view: View, points) -> torch.Tensor:
     """Distance (n,) px of points (n, 3) from the person's outline, 0 beside it."""
     distance = cv2.distanceTransform(np.pad(view.mask > 0.5, 1, mode="edge").astype(np.uint8), cv2.DIST_L2, 5)[1:-1, 1:-1]
