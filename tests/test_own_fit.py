@@ -26,7 +26,7 @@ from aa.raster import rasterize
 from aa.recolour import back_project
 from aa.studio import film
 
-SIZE, FRAMES = 160, 14
+SIZE, FRAMES = 160, 16
 QUICK = VideoSettings(
     longest=SIZE, particles=2000, photo=replace(SMOKE, fit_iterations=40, refine_iterations=4), capture=60, rounds=1, colours=1,
     fit=replace(FitSettings.preset("smoke"), steps=3, nodes=0), hold=6,
@@ -195,7 +195,7 @@ def test_small_faces_get_a_crop():
 
 @pytest.fixture(scope="module")
 def talking(body, tmp_path_factory):
-    """A studio close-up that opens its mouth twice and turns its head, as somebody's mp4."""
+    """A studio close-up that opens its mouth twice, turns its head and fades away at the end, as somebody's mp4."""
     t = torch.arange(FRAMES)
     rotvecs = at_ease(body).float().repeat(FRAMES, 1, 1)
     rotvecs[:, body.joint("head"), 2] += 0.15 * torch.sin(t / 4)
@@ -203,8 +203,13 @@ def talking(body, tmp_path_factory):
     actions[:, body.action("jawOpen")] = 0.45 * (1 - torch.cos(t * 2 * torch.pi / 7)) / 2
     performance = SimpleNamespace(actions=actions, rotvecs=rotvecs, translation=torch.zeros(FRAMES, 3))
     clip = film(body, sample_identity(4), performance, None, width=SIZE, height=SIZE, supersample=2, framing="face")
+    behind = np.median(clip.frames[0][~clip.mask[0]], 0)
+    gone = np.zeros(FRAMES)
+    gone[-3:] = 0.4, 0.8, 1.0
+    gone = (gone[:, None, None] * clip.mask)[..., None]
+    frames = (clip.frames * (1 - gone) + behind * gone).astype(np.uint8)
     path = tmp_path_factory.mktemp("own_fit") / "me.mp4"
-    return write_video(path, clip.frames, 0.1 * torch.sin(torch.arange(640 * FRAMES) / 9).numpy(), fps=25, crf=8)
+    return write_video(path, frames, 0.1 * torch.sin(torch.arange(640 * FRAMES) / 9).numpy(), fps=25, crf=8)
 
 
 def test_a_video_becomes_a_moving_avatar(talking, tmp_path):
@@ -216,6 +221,9 @@ def test_a_video_becomes_a_moving_avatar(talking, tmp_path):
     assert report["psnr"] > 20
     assert abs(report["psnr_held_out"] - report["psnr"]) < 3
     assert json.loads((tmp_path / "me" / "report.json").read_text())["key"] == report["key"]
+    assert 1 <= report["left_out"] <= 3  # nobody is there any more: only what is behind is shown
+    assert "frames" in report["notices"][0]
+    np.testing.assert_allclose(fitted.picture(FRAMES - 1) / 255, fitted.behind(FRAMES - 1), atol=0.005)
     side = fitted.picture(3, degrees=20)
     grey = (np.abs(side.astype(int) - 128) < 3).all(-1)
     assert 0.2 < grey.mean() < 0.9  # nothing has exploded, and something is there
