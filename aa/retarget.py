@@ -8,7 +8,7 @@ from aa.transfer import Transfer
 
 # Share of the arms' rotations that is kept, from arms at ease down to arms raised in the photo: gestures start from arms at ease,
 # so raised ones have less room, and their unseen side should not turn to the camera.
-MOST_GAIN, LEAST_GAIN, RAISED = 0.8, 0.4, 1.4  # RAISED: radians from ease at which the least is reached
+MOST_GAIN, LEAST_GAIN, RAISED = 0.8, 0.3, 1.4  # RAISED: radians from ease at which the least is reached
 
 
 def retarget(body: Body, avatar) -> Transfer:
