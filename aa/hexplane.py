@@ -47,7 +47,13 @@ class FitSettings:
     @classmethod
     def preset(cls, name: str) -> "FitSettings":
         """`smoke` for tests, `quick` for a laptop, `full` for one GPU."""
-        refine = {"w_hold": 0.01, "w_hand": 1.0, "w_look": 0.1, "robust": True}  # of a coarse motion that is good to millimetres
+        refine = {
+            "w_hold": 0.01,
+            "hold": 0.004,
+            "w_hand": 1.0,
+            "w_look": 0.03,
+            "robust": True,
+        }  # of a coarse motion that is good to millimetres
         size = {"steps": 14_000, "resolution": 64, "channels": 32, "scales": (1, 2, 4), "neighbours": 20, "nodes": 700}
         sizes = {
             "smoke": {"steps": 40, "resolution": 16, "scales": (1,), "nodes": 200},
