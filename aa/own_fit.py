@@ -133,7 +133,7 @@ def fit_video(video, folder, settings: VideoSettings | None = None, seed: int = 
     """
     settings, watch, kept = settings or VideoSettings(), Watch(), Kept(folder, video, settings or VideoSettings(), seed)
     with watch("video"):
-        clip = kept.clip(video, lambda: clip_from_video(video, settings.longest, progress=progress, tracks=False))
+        clip = kept.clip(video, lambda: clip_from_video(video, settings.longest, progress=progress, tracks=False, crop=True))
         plate = still_plate(clip)
     with watch("avatar"):
         avatar = kept.avatar(lambda: first_avatar(clip, settings, seed, progress))

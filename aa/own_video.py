@@ -1,7 +1,7 @@
 """A user's own talking video as a `Clip` (3.3): 25 fps, one take, one person's mask, face landmarks, and tracks by optical flow.
 
-Whatever the video's rate, rotation and size, frames come upright at 25 fps (`aa.media.iter_video`), cropped to the person when the
-picture is much wider. Of a video with camera cuts the longest take is used. Frames without a person, or with the face turned away,
+Whatever the video's rate, rotation and size, frames come upright at 25 fps (`aa.media.iter_video`), on request cropped to
+the person. Of a video with camera cuts the longest take is used. Frames without a person, or with the face turned away,
 have an empty mask or no landmarks (nan); `seeds["notices"]` says so in words. Tracks (`aa.flow`) belong to no particle; `bind` ties
 them to an avatar that was fitted to one of the frames (`aa.own_fit` finds an avatar in all frames instead).
 """
@@ -35,7 +35,7 @@ LEAST_PERSON = 0.004  # share of the picture: smaller masks are nobody
 
 def clip_from_video(
     path, longest: int = 640, spacing: float | None = None, max_seconds: float | None = 20.0, progress: bool = True,
-    tracks: bool = True, crop: bool = True,
+    tracks: bool = True, crop: bool = False,
 ) -> Clip:  # fmt: skip
     """Read a video of one talking person.
 

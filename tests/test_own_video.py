@@ -169,7 +169,7 @@ def test_a_small_person_is_cropped_to(tmp_path, talking):
         frame[300:660, 500:740] = f
         wide.append(frame)
     path = write_video(tmp_path / "wide.mp4", wide, np.zeros(9600, np.float32), fps=25)
-    clip = clip_from_video(path, longest=320, progress=False, tracks=False)
+    clip = clip_from_video(path, longest=320, progress=False, tracks=False, crop=True)
     assert clip.seeds["box"] is not None
     assert np.isfinite(clip.landmarks).all()
     eyes = np.linalg.norm(clip.landmarks[:, 473] - clip.landmarks[:, 468], axis=1)
