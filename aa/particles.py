@@ -23,6 +23,7 @@ from aa.zbuffer import zbuffer
 THIN = 0.15  # thickness of a surface particle over its radius
 HIDDEN = 1.5  # widening of discs that the photo hides: they need not be sharp
 SEAL, SEAL_PX = 1.35, 0.75  # widening of discs that leaves no gap from anywhere; no more than to so many px of radius
+UNFOLD = 1.6  # greatest widening of the discs of lids and lips
 LONGEST = 1.2  # radius over spacing
 COVER_DETAIL = 0.48  # radius (standard deviation) over spacing: sharp, for the layout lies behind
 FINE = 0.6  # spacing of detail on the head over that elsewhere
@@ -33,7 +34,8 @@ BROAD = ("torso", "upperarm", "forearm", "leg", "foot", "neck", "face", "scalp")
 UNROLLED_MM = 3.0  # what a blink moves further is painted, not refined
 FOLD = 0.001  # m behind the surface in sight from where on a lid is folded away
 STEEP = 0.35  # cosine between normal and ray below which a pixel grid would leave gaps
-UNSURE = 0.2  # how firm particles near edges are
+UNSURE = 0.7  # how firm particles near edges and seen at grazing angles are
+BARELY = 0.15  # cosine to the camera from where on they are refined at all
 INNER = {"teeth": 0.7, "tongue": 0.3, "mouth": 0.3}  # how firm they are where a photo shows them, which fits them badly
 FADED = 0.01  # opacity of what the photo rules out
 NO_DETAIL = ("eye", "mouth", "teeth", "tongue", "eye_cavity", "eyelid", "lips")
@@ -52,9 +54,7 @@ class Particles:
     opacities: torch.Tensor  # (N,)
     colors: torch.Tensor  # (N, 3)
     seen: torch.Tensor  # (N,) bool, shown by the photo
-    firm: torch.Tensor | None = (
-        None  # (N,) from 0 to 1, keeps its first looks: lids and lips, which the photo shows folded, and edges
-    )
+    firm: torch.Tensor | None = None  # (N,) 0 to 1, keeps its first looks: lids and lips, folded in the photo, and edges
 
     def __post_init__(self):
         if self.firm is None:
@@ -177,7 +177,7 @@ def _seen_unsure(view: View, points, normals, seen):
     w, h = view.size
     x, y = (pixels[:, i].astype(int).clip(0, n - 1) for i, n in ((0, w), (1, h)))
     shown = (view.mask > 0.5) & ~view.claimed & ~view.stray
-    near = shown[y, x] & (z - view.depth[y, x] < 0.004) & (_towards(view, points, normals).numpy() > 0.05)
+    near = shown[y, x] & (z - view.depth[y, x] < 0.004) & (_towards(view, points, normals).numpy() > BARELY)
     return seen | near, near & ~seen
 
 
@@ -191,7 +191,7 @@ def _discs(body: Body, layout: Layout, vertices):
         there, radii_there = layout.discs(spread)
         turn = triangle_frames(layout.corners, vertices) @ triangle_frames(layout.corners, spread).mT
         frames = torch.where(mine[:, None, None], turn @ there, frames)
-        radii = torch.where(mine[:, None], larger * radii_there, radii)
+        radii = torch.where(mine[:, None], (larger * radii_there).minimum(UNFOLD * radii), radii)
     return frames, radii
 
 

@@ -27,10 +27,8 @@ EXPRESSIONS = (
 )
 STEEP = 0.35  # cosine between normal and ray below which a point is not trusted to the photo
 EDGE, EDGE_PX = 0.012, 2  # m of depth that make an edge; so near to one, photo and mesh may disagree on whose a pixel is
-HIDDEN, UNROLLED = (
-    0.25,
-    1.0,
-)  # weight of pixels whose point the photo hides, if the camera or the face moved: they keep the first guess
+HIDDEN = 0.5  # weight of pixels whose point the photo hides: they keep the first guess
+UNROLLED = 1.0  # the same where the face moved: lids and lips that unroll
 LARGEST = 320  # px
 
 

@@ -157,6 +157,31 @@ def test_blink_shows_skin(avatar, body):
         assert (colour(centre) - colour(below)).abs().max() < 0.35
 
 
+def test_open_mouth_shows_teeth_above_dark(avatar, body):
+    """Seen large, an open mouth is bright at the upper teeth, dark behind them, and darker than the lips in the middle."""
+    means, quats = animate(avatar, actions(body, avatar, jawOpen=0.8))
+    lips = means[0][: len(load_layout(body, 10_000))][load_layout(body, 10_000).region == REGIONS.index("lips")]
+    camera = lips @ avatar.viewmat[:3, :3].T + avatar.viewmat[:3, 3]
+    pixels = (camera @ avatar.K.T)[:, :2] / camera[:, 2:]
+    low, high = pixels.amin(0), pixels.amax(0)
+    K, zoom = avatar.K.clone(), 6.0
+    K[:2, 2] -= low
+    K[:2] *= zoom
+    w, h = (int(x) for x in (high - low) * zoom)
+    g = avatar.gaussians
+    from aa.raster import rasterize
+
+    picture, _, _ = rasterize(means[0], quats[0], g.scales, g.opacities, g.colors, avatar.viewmat[None], K[None], w, h)
+    column = picture[0, :, w // 2 - w // 12 : w // 2 + w // 12].mean((1, 2)).numpy()
+    inside = column[h // 6 : -h // 6]
+    dark = inside.argmin()
+    teeth = picture[0, : h // 6 + dark, w // 3 : -w // 3]
+    white = teeth.min(-1).values > 0.6 * teeth.max(-1).values  # hardly any colour
+    assert white.float().mean() > 0.02
+    assert teeth[white].mean() > 1.5 * inside[dark]
+    assert inside[dark] < 0.35
+
+
 def test_save_and_load(avatar, tmp_path):
     avatar.save(tmp_path / "someone")
     again = Avatar.load(tmp_path / "someone")
