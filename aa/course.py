@@ -44,6 +44,7 @@ METRICS = {
     "04_motion_diffusion": "lip_corr lip_corr_unseen_voice closure closure_shifted lip_local_mm offset_frames "
     "gesture_speed_ratio beat_p_value real_mouth_corr times_faster_than_real_time",
     "06_rendering": "seconds_per_video_second render_fps_512 peak_memory_mb",
+    "08_your_avatar": "photo_seconds photo_face_px_per_100 photo_mask_iou photo_psnr photo_face_psnr checks_passed talk_seconds",
 }
 
 # Every notebook's parameters cell starts with these lines; literals only, so that papermill can replace them.
