@@ -43,7 +43,7 @@ def paint_lips(body, view, points, rest, region, jaw, colors, seen, eyes_px: flo
     pixels, _ = project(points[torch.from_numpy(lips)], view.viewmat, view.K)
     x, y = (pixels[:, i].astype(int).clip(0, n - 1) for i, n in enumerate(view.size))
     away = distance_transform_edt(~line)[y, x] if line.any() else np.full(len(x), 1e3)
-    donor = seen[lips] & (away > max(1.5, RIM * eyes_px))
+    donor = seen[lips] & (away > max(0.75, RIM * eyes_px))
     if donor.sum() < 20:
         return colors, rims
     place = rest[lips] * 1000 / 4 + np.array([0, 0, 50]) * (jaw[lips] > 0.5)[:, None]
