@@ -14,7 +14,7 @@ from aa.gaussians import Gaussians, Layout, join_layouts
 from aa.lids import LID_MM, blink_actions, blink_mm, lid_samples
 from aa.lips import jaw_share, open_actions
 from aa.ownership import parts_of_regions
-from aa.paint import materials, paint, spread
+from aa.paint import BELOW_HEAD, materials, paint, spread
 from aa.scalp import paint_scalp
 from aa.teeth import on_teeth, paint_teeth, teeth_samples, tooth_tone, upper_jaw
 from aa.view import View, in_the_way, inward_px, part_colours, project, visible
@@ -155,7 +155,8 @@ def on_layout(body: Body, layout: Layout, view: View, person, vertices, scale_px
     seen = seen | unsure
     folded = rims | (blink > LID_MM) & np.isin(names, ("face", "eyelid"))
     firm = np.where(folded, 1.0, np.where(np.isin(names, tuple(INNER)), np.vectorize(INNER.get)(names, 0.0), UNSURE * unsure))
-    firm = torch.from_numpy(firm.astype(np.float32))
+    grazing = np.isin(names, BELOW_HEAD) * np.clip((0.5 - facing) / 0.3, 0, 1)  # few pixels would have to exaggerate them
+    firm = torch.from_numpy(np.maximum(firm, grazing).astype(np.float32))
     n = len(means)
     stray = _stray(view, means, parts_of_regions(np.array(REGIONS)[layout.region], rest[:, 0]))
     opacity = torch.where(stray, FADED, 0.97)
