@@ -47,13 +47,10 @@ class FitSettings:
     @classmethod
     def preset(cls, name: str) -> "FitSettings":
         """`smoke` for tests, `quick` for a laptop, `full` for one GPU."""
-        refine = {
-            "w_hold": 0.01,
-            "hold": 0.004,
-            "w_hand": 1.0,
-            "w_look": 0.03,
-            "robust": True,
-        }  # of a coarse motion that is good to millimetres
+        refine = {  # a coarse motion that is good to millimetres: looks are free, places hardly
+            "w_hold": 0.01, "hold": 0.006, "w_look": 0.003, "w_hand": 0.5, "w_face": 1.5, "w_iso": 20.0, "lr_planes": 0.03,
+            "lr_scales": 0.03, "robust": True,
+        }  # fmt: skip
         size = {"steps": 14_000, "resolution": 64, "channels": 32, "scales": (1, 2, 4), "neighbours": 20, "nodes": 700}
         sizes = {
             "smoke": {"steps": 40, "resolution": 16, "scales": (1,), "nodes": 200},
