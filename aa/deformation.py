@@ -56,11 +56,13 @@ class Fit:
     field: DeformationField
     base: Base | None
     history: dict[str, list[float]]
+    tint: torch.Tensor | None = None  # (T, N, 3) colours on top of the field's, see aa.recolour
 
     @torch.no_grad()
     def at(self, t: int) -> list[torch.Tensor]:
         """Means (N, 3), quats, scales and colours at frame t."""
-        return [x[0] for x in deform(self.gaussians, *_moments(self.field, self.base, [t]))]
+        *shape, colors = (x[0] for x in deform(self.gaussians, *_moments(self.field, self.base, [t])))
+        return [*shape, colors if self.tint is None else colors + self.tint[t]]
 
     @torch.no_grad()
     def render(self, t: int, viewmat, K, width: int, height: int, background, means=None, quats=None) -> torch.Tensor:

@@ -26,7 +26,7 @@ from aa.media import FPS, VideoWriter, replacing, save_json
 from aa.own_scene import Scene, capture, first_avatar, lip_correlation, own_plate, still_plate
 from aa.own_video import clip_from_video
 from aa.raster import rasterize
-from aa.recolour import recolour
+from aa.recolour import Shots, recolour
 
 GREY = 0.5
 FILES = (
@@ -182,7 +182,11 @@ def _fit(kept, scene: Scene, base: Base, found, settings: VideoSettings, seed: i
 
 
 def _tint(fitted, rounds: int, progress: bool) -> dict[str, torch.Tensor]:
-    return {"tint": recolour(fitted, rounds, progress).half()}
+    used, a = np.flatnonzero(fitted.shown & ~fitted.held), fitted.avatar
+    shots = Shots(
+        fitted.at, fitted.fit.gaussians.opacities, fitted.target, fitted.behind, a.viewmat, a.K, used, len(fitted)
+    )  # fmt: skip
+    return {"tint": recolour(shots, rounds, progress=progress).half()}
 
 
 def _state(field) -> dict[str, torch.Tensor]:
