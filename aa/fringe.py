@@ -5,6 +5,8 @@ together, the nearer the stronger, so that hair over a shoulder shears smoothly 
 as thick as it is wide, with a front, a back and walls.
 """
 
+from dataclasses import replace
+
 import cv2
 import numpy as np
 import torch
@@ -12,8 +14,8 @@ from scipy.ndimage import distance_transform_edt
 
 from aa.align import solid_faces
 from aa.body import Body
-from aa.ownership import HAIR, HAND, HEAD, LEG, TRUNK, chain, parts_of_vertices
-from aa.particles import Particles, grid, join
+from aa.ownership import ALIKE, HAIR, HAND, HEAD, LEG, TRUNK, UPPER_ARM, chain, is_skin, parts_of_vertices, unlike
+from aa.particles import UNSURE, Particles, grid, join
 from aa.view import View, part_colours, project
 
 SPACING = 2.2  # px between neighbours
@@ -23,22 +25,25 @@ SLEEVE = 0.02  # the same for arms
 FRONT = 0.6  # thickness before the middle over that behind it: hair grows towards the back
 BLEND = 0.3  # distances between the pupils over which the hold of one part gives way to another's
 THIN_PX, SMALL_PX = 3, 60  # strips thinner and patches smaller than this belong to the outline's own blur
+STRIP, HELD, SLEEVE_WIDE = 0.13, 0.25, 0.5  # distances between the pupils: least width of loose pieces, of things held, of sleeves
+BETWEEN = 0.4  # the square of that distance: least area of a piece between arm and trunk
 BACK = 0.8  # brightness of the far side
 MOST_WALL = 12  # particles one behind the other where the surface runs away from the eye
 OTHER = 1.0  # distances between the pupils that the next part along a limb counts as farther away
-SHADOW = 0.6  # brightness of cloth in the shade over its usual one, at least
+SHADOW = 0.8  # brightness of cloth in the shade over its usual one, at least
 BEFORE = 0.015  # m by which hair lies before the clothes it covers
 
 
 def fringe(body: Body, view: View, vertices, eyes_px: float) -> Particles:
     """Loose particles for the pixels of the person that show no mesh, or something before it."""
-    gap = _rooted(_solid((view.owner >= 0) & ((view.tri < 0) | view.claimed)), view)
+    gap = _solid((view.owner >= 0) & ((view.tri < 0) | view.claimed))
+    gap = _rooted(gap & ~_debris(gap, view, eyes_px), view)
     at = grid(gap, SPACING)
     if len(at) == 0:
         return _nothing()
     owner = view.owner[at[:, 1], at[:, 0]]
     owner = np.where((owner == HEAD) & (view.tri[at[:, 1], at[:, 0]] < 0), HAIR, owner)
-    pieces = []
+    pieces, part_of = [], []
     corners, weights, depth = (np.zeros((len(at), *shape), kind) for shape, kind in (((3,), int), ((3,), float), ((), float)))
     half = np.zeros(len(at))
     vertex = _vertices_seen(body, view)
@@ -50,12 +55,15 @@ def fringe(body: Body, view: View, vertices, eyes_px: float) -> Particles:
     front, back = _sheets(at, depth, half, view, owner)
     for (index, z), size in ((front, FINE), (back, COARSE)):
         pieces.append(_place(view, at[index], z, corners[index], weights[index], colors[index], size))
+        part_of.append(owner[index])
     hanging = (owner == HAIR) & (view.tri[at[:, 1], at[:, 0]] < 0)
     if hanging.any():
         nape, z, tint = _nape(body, view, vertices, at[hanging], (depth + half)[hanging], colors[hanging])
         held = _hold(HAIR, vertex, view, nape, eyes_px)
         pieces.append(_place(view, nape, z, *held[:2], tint, COARSE))
-    return join(pieces)
+        part_of.append(np.full(len(nape), HAIR))
+    out = join(pieces)
+    return replace(out, firm=UNSURE * torch.from_numpy(np.concatenate(part_of) != HAIR).float())
 
 
 def _unshaded(colors, owner, view: View):
@@ -120,6 +128,40 @@ def _solid(gap) -> np.ndarray:
     small[0] = True
     kept = (~small[labels]).astype(np.uint8)
     return (cv2.dilate(kept, np.ones((3, 3), np.uint8)) > 0) & gap
+
+
+def _debris(gap, view: View, eyes_px: float) -> np.ndarray:
+    """Pixels (H, W) of the gap that are not clearly hair, skirt, sleeve or a thing in a hand. Seen from elsewhere they would hang
+    in the air; a small hole is the lesser evil. They are: the background's colour, on arms a colour that the arm does not have,
+    strips beside and before limbs, and what little of the trunk shows between it and an arm."""
+    out = np.zeros_like(gap)
+    limb = (view.owner >= UPPER_ARM) & (view.owner < LEG)
+    behind = view.image[tuple(distance_transform_edt(view.mask > 0.02, return_distances=False, return_indices=True))]
+    face = view.front[view.owner == HEAD]
+    for k in np.intersect1d(view.owner[gap], range(TRUNK, LEG)):
+        mine, body = gap & (view.owner == k), (view.owner == k) & (view.shown == k) & ~view.edge
+        strange = np.zeros_like(gap)
+        if body.sum() > 20:
+            color = view.front[mine]
+            other = unlike(color, view.front[body])
+            out[mine] = np.linalg.norm(color - behind[mine], axis=1) < np.minimum(other, ALIKE)
+            strange[mine] = (k != TRUNK) & (other > 1.5 * ALIKE) & ~is_skin(color, face)
+        own = _broad(mine & ~strange, (SLEEVE_WIDE if UPPER_ARM <= k < HAND else STRIP) * eyes_px)
+        if k == TRUNK:
+            _, pieces, stats, _ = cv2.connectedComponentsWithStats(own.astype(np.uint8))
+            by_arm = np.unique(pieces[cv2.dilate(limb.astype(np.uint8), np.ones((9, 9), np.uint8)) > 0])
+            own &= ~np.isin(pieces, by_arm[stats[by_arm, cv2.CC_STAT_AREA] < BETWEEN * eyes_px**2])
+        held = _broad(mine & ~out, HELD * eyes_px) if k >= HAND else np.zeros_like(gap)
+        out |= mine & ~own & ~held
+    return out
+
+
+def _broad(where, width: float) -> np.ndarray:
+    """The pixels of a mask (H, W) where it is broader than `width` px; what the picture's edge cuts counts as narrow."""
+    size = round(width) | 1
+    disc = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (size, size))
+    core = cv2.morphologyEx(np.pad(where, size).astype(np.uint8), cv2.MORPH_OPEN, disc)[size:-size, size:-size]
+    return (cv2.dilate(core, np.ones((3, 3), np.uint8)) > 0) & where
 
 
 def _rooted(gap, view: View) -> np.ndarray:

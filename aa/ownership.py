@@ -21,6 +21,8 @@ JUMP = 0.02  # m of depth between one part and another behind it
 EDGE = 0.03  # step of colour that a walker is loath to cross
 ALIKE = 0.08  # difference of colour within one material
 TONE = 0.07  # difference of chromaticity within a person's skin, lit from many sides
+MOSTLY = 0.25  # share of skin up to which a part is dressed, that of cloth up to which it is bare
+MAIN = 0.08  # share of a part's pixels from which a colour is one of its main ones
 PRIOR = 0.02  # weight of a pixel's own colour and place against a neighbour's opinion
 REACH = {HAIR: 12, TRUNK: 0.7}  # how far a part may reach beyond its mesh, in r, see `whose`; 2 for the others
 STIFF_MM = 2.0  # what facial actions move further carries no hair
@@ -132,12 +134,21 @@ def _doubtful(image, mask, part, depth, r: int) -> np.ndarray:
     bare = person & (part < 0)
     inner = bare & grown((part >= 2) & (part < LEG), 3 * r)
     doubt |= person & grown(inner, max(2, r // 3))
-    return person & (doubt | bare | _no_hand(image, part))
+    return person & (doubt | bare | _no_hand(image, part, 3 * r))
 
 
-def _no_hand(image, part) -> np.ndarray:
-    """Pixels (H, W) of the hands' meshes that are not skin, where most of the hand is: sleeve or trunk beside it."""
+def _no_hand(image, part, reach: int) -> np.ndarray:
+    """Pixels (H, W) whose colour speaks against the mesh there: on a hand what is not skin, where most of the hand is, and within
+    `reach` px of a hand skin on cloth."""
     out = np.zeros(part.shape, bool)
+    near = cv2.dilate(np.isin(part, (HAND, HAND + 1)).astype(np.uint8), np.ones((2 * reach + 1,) * 2, np.uint8)) > 0
+    for k in range(TRUNK, FOREARM):
+        mine = part == k
+        if (mine & near).any():
+            skin = is_skin(image[mine], image[part == HEAD])
+            if skin.mean() < MOSTLY:
+                out[mine] = skin
+    out &= near
     for k in (HAND, HAND + 1):
         mine = part == k
         if not mine.any():
@@ -197,7 +208,7 @@ def _likely(image, seeds, part, unknown, r: int) -> np.ndarray:
         sure = image[near & (seeds == k)]
         if len(sure) < 20:
             continue
-        difference = np.linalg.norm(here[:, None] - _palette(sure), axis=2).min(1)
+        difference = np.linalg.norm(here[:, None] - palette(sure), axis=2).min(1)
         away = _distance((seeds if k == BACKGROUND else part) == k)[unknown]
         out[:, k] = np.exp(-((difference / ALIKE) ** 2) / 2 - away / (REACH.get(k, 2) * r))
     return out
@@ -215,7 +226,7 @@ def _fallen_hair(image, mask, part) -> np.ndarray:
     if min(scalp.sum(), skin.sum()) < 50:
         return nothing
     soft = cv2.GaussianBlur(image, (0, 0), 1.5)
-    hair, face = _palette(soft[scalp], 5), _palette(soft[skin], 2)
+    hair, face = palette(soft[scalp], 5), palette(soft[skin], 2)
     far = lambda palette: np.linalg.norm(soft[:, :, None] - palette, axis=3).min(2)  # noqa: E731
     to_hair = far(hair)
     face = face[np.linalg.norm(face[:, None] - hair, axis=2).min(1).argmax()][None]  # the other one is hair before the face
@@ -230,7 +241,14 @@ def _fallen_hair(image, mask, part) -> np.ndarray:
     return found if found.sum() < (joined & ~on_body).sum() else nothing  # else the clothes are as dark as the hair
 
 
-def _palette(colors, k: int = 6) -> np.ndarray:
+def unlike(colors, known) -> np.ndarray:
+    """Distance (n,) of colours (n, 3) from the main ones of many known (m, 3)."""
+    few = palette(known)
+    share = np.bincount(np.linalg.norm(known[:, None] - few, axis=2).argmin(1), minlength=len(few)) / len(known)
+    return np.linalg.norm(colors[:, None] - few[share >= min(MAIN, share.max())], axis=2).min(1)
+
+
+def palette(colors, k: int = 6) -> np.ndarray:
     """A few colours (k, 3) that stand for many (n, 3), by k-means."""
     some = np.float32(colors[:: max(1, len(colors) // 4000)])
     cv2.setRNGSeed(0)

@@ -3,6 +3,7 @@
 A standing person hides a tall strip of rooms whose lines (tables, boards, skirting, horizon) run mostly across. So the hole is
 filled by a membrane, the smoothest picture that meets what is around, that bends more easily up and down than across: the solution
 of Laplace's equation with a conductance per direction. The grain of the photo is laid over it.
+A plain backdrop has no lines: a smooth shade is fitted to it instead.
 """
 
 import cv2
@@ -12,6 +13,7 @@ from scipy.sparse.linalg import splu
 
 COLUMNS = 128  # columns at which the membrane is solved; rows are kept, for the lines' sake
 UPDOWN = 0.004  # conductance up and down per conductance across, at a pixel's size each
+PLAIN = 3.0  # levels of 255 by which a plain backdrop may deviate from a smooth shade
 GRAIN = 1.5  # px, finest detail, which is repeated in the hole
 
 
@@ -26,10 +28,35 @@ def clean_plate(picture, mask) -> np.ndarray:
     if hole.mean() > 0.98:
         return np.full_like(picture, np.median(picture.reshape(-1, 3), 0))
     image = picture.astype(np.float32)
-    filled = membrane(image, hole) + grain(image, hole)
+    smooth = plain(image, hole)
+    filled = (membrane(image, hole) if smooth is None else smooth) + grain(image, hole)
     near = cv2.GaussianBlur(hole.astype(np.float32), (0, 0), r / 3)
     blend = np.maximum(near, mask > 0.02)[..., None]
     return (image * (1 - blend) + filled * blend + 0.5).clip(0, 255).astype(np.uint8)
+
+
+def plain(image, hole) -> np.ndarray | None:
+    """A plain backdrop (H, W, 3) float32, a cubic in x and y fitted to what is outside the hole (H, W), with what is left
+    continued evenly; None if the backdrop is not plain. What does not fit (the person's soft rim, a shadow) is left out."""
+    h, w = hole.shape
+    y, x = np.mgrid[-1 : 1 : h * 1j, -1 : 1 : w * 1j]
+    basis = np.stack([x**i * y**j for i in range(4) for j in range(4 - i)], -1)
+    at = np.flatnonzero(~hole)[:: max(1, (~hole).sum() // 20000)]
+    A, b = basis.reshape(-1, basis.shape[-1])[at], cv2.GaussianBlur(image, (0, 0), GRAIN).reshape(-1, 3)[at]
+    good = np.ones(len(at), bool)
+    for _ in range(5):  # trimmed least squares
+        fit = np.linalg.lstsq(A[good], b[good], rcond=None)[0]
+        off = np.abs(b - A @ fit).max(1)
+        good = off < 3 * np.median(off) + 0.5
+    if np.median(off) > PLAIN or good.mean() < 0.8:
+        return None
+    whole = (basis @ fit).astype(np.float32)
+    rest = image - whole
+    strange = np.abs(cv2.GaussianBlur(rest, (0, 0), GRAIN)).max(2) > 3 * np.median(off) + 0.5
+    known = (~hole & ~strange).astype(np.float32)
+    sigma = max(h, w) / 20
+    near = cv2.GaussianBlur(known, (0, 0), sigma)[..., None]
+    return whole + cv2.GaussianBlur(rest * known[..., None], (0, 0), sigma) / (near + 0.02)
 
 
 def membrane(image, hole, updown: float = UPDOWN) -> np.ndarray:

@@ -9,17 +9,21 @@ from scipy.ndimage import distance_transform_edt
 
 from aa import gaussians
 from aa.foreground import foreground
-from aa.ownership import FOREARM, HAIR, JUMP, LEG, apart, whose
+from aa.ownership import ALIKE, FOREARM, HAIR, HAND, HEAD, JUMP, LEG, MOSTLY, TRUNK, UPPER_ARM, apart, is_skin, unlike, whose
 from aa.zbuffer import zbuffer
 
 GRAZING = 0.2  # cosine between normal and view ray below which the photo's colour is not trusted
+CONTACT = 32  # the shadow that one part casts on another reaches so many-th of the picture's longer side
+SHADE = 0.75  # brightness over that of the same part farther off from which it counts as such
+DEEP = 0.4  # the same over an arm's part at its brightest
+LIKE_UPPER = 0.75  # the same of a sleeve's lower end over its upper one
 
 
 @dataclass(frozen=True)
 class View:
     """The photo at render size and what the fitted mesh looks like in it."""
 
-    image: np.ndarray  # (H, W, 3) float32 in [0, 1]
+    image: np.ndarray  # (H, W, 3) float32 in [0, 1], without the shadows of parts on each other
     front: np.ndarray  # (H, W, 3) the person's own colours, without background at the rim, continued beyond it
     mask: np.ndarray  # (H, W) float32, without background that shows between arm and body
     viewmat: torch.Tensor
@@ -29,7 +33,7 @@ class View:
     bary: np.ndarray  # (H, W, 3)
     claimed: np.ndarray  # (H, W) bool: the photo shows another part, before the one the mesh has there
     stray: np.ndarray  # (H, W) bool: the photo shows another part, behind the arm the mesh has there
-    edge: np.ndarray  # (H, W) bool: close behind the outline of another part, mixed with its colour or in its shadow
+    edge: np.ndarray  # (H, W) bool: close behind the outline of another part, mixed with its colour
     shown: np.ndarray  # (H, W) the part that the mesh shows there, -1 beside it
     owner: np.ndarray  # (H, W) the part of the person that the photo shows, -1 beside the person, see aa.ownership
 
@@ -48,7 +52,9 @@ def make_view(image, mask, vertices, faces, viewmat, K, part) -> View:
     owner = whose(image, mask, shown, depth)
     mask = np.where((owner < 0) & (mask > 0.5), 0, mask).astype(np.float32)
     claimed, stray = _disputed(owner, shown, depth)
-    front, edge = own_colours(image, mask), behind_edges(owner, depth)
+    image = relit(image, owner, mask)
+    front = own_colours(image, mask)
+    edge = behind_edges(owner, depth)
     return View(image, front, mask, viewmat, K, depth, tri, bary, claimed, stray, edge, shown, owner)
 
 
@@ -68,6 +74,97 @@ def behind_edges(owner, depth) -> np.ndarray:
         if np.isfinite(near).any():
             near = cv2.erode(np.where(np.isfinite(near), near, 1e3).astype(np.float32), disc)
             out |= (owner >= 0) & separate[k][owner] & (near < depth - JUMP)
+    return out
+
+
+def relit(image, owner, mask) -> np.ndarray:
+    """The image (H, W, 3) in [0, 1] in which no part bears another's shadow or colour: as paint it would stay when the arm goes.
+
+    What is false on a part is filled from around it on the same part; owner (H, W), mask (H, W).
+    """
+    image, separate = image.copy(), np.pad(apart(), (0, 1))
+    reach = max(owner.shape) / CONTACT
+    behind = image[tuple(distance_transform_edt(mask > 0.02, return_distances=False, return_indices=True))]
+    face = image[owner == HEAD]
+    skin = np.zeros(owner.shape, bool)
+    skin[owner >= 0] = is_skin(image[owner >= 0], face)
+    bright = cv2.GaussianBlur(image, (0, 0), 1.0).mean(2)
+    for k in range(TRUNK, HAND):
+        mine = owner == k
+        if not mine.any():
+            continue
+        rival = (owner >= 0) & (owner != HAIR) & separate[k][owner]
+        near = mine & (_away(rival) < reach)
+        dressed = skin[mine].mean() < MOSTLY
+        if k == TRUNK:  # a bare neck is no shirt's measure
+            cloth = mine & ~skin
+            false = contact_shadow(bright, cloth, near)
+            beside = mine & (_away(rival & (owner >= FOREARM)) < reach)
+            if dressed and beside.any():
+                false[beside] |= nearer_in_tone(image[beside], face, image[cloth])
+        else:
+            cloth, upper = mine, owner == UPPER_ARM + k % 2
+            least = DEEP * np.quantile(bright[mine], 0.8)
+            if k >= FOREARM and dressed and upper.any():
+                least = LIKE_UPPER * np.median(bright[upper])
+            false = contact_shadow(bright, mine, near) | mine & ~(skin & dressed) & (_away(rival) < 2 * reach) & (bright < least)
+            false |= miscoloured(image, mine, skin & dressed, behind)
+        false = mine & (cv2.dilate(false.astype(np.uint8), np.ones((3, 3), np.uint8)) > 0)
+        own = cloth & ~false & (cv2.erode(mine.astype(np.uint8), np.ones((3, 3), np.uint8)) > 0)
+        firm = cv2.morphologyEx(own.astype(np.uint8), cv2.MORPH_OPEN, np.ones((round(reach / 3),) * 2, np.uint8)) > 0
+        own = firm if firm.any() else own  # what is left between shadows is a pattern's dots
+        if false.any() and own.any():
+            soft = (cv2.GaussianBlur(false.astype(np.float32), (0, 0), 1.5) * mine).clip(0, 1)
+            soft = np.where(false, np.maximum(soft, 0.9), soft)[..., None]
+            image += soft * (_plain(image, own, reach) - image)
+    return image
+
+
+def _continued(image, own, sigma: float) -> np.ndarray:
+    """Image (H, W, 3) or (H, W) of means over the pixels `own` (H, W) around, or else those of the nearest ones."""
+    inside = own.astype(np.float32)[..., None] if image.ndim == 3 else own.astype(np.float32)
+    blur = lambda x: cv2.GaussianBlur(x, (0, 0), sigma).reshape(x.shape)  # noqa: E731
+    mean = blur(image * inside) / blur(inside).clip(1e-6)
+    return mean[tuple(distance_transform_edt(~own, return_distances=False, return_indices=True))]
+
+
+def _plain(image, own, reach: float) -> np.ndarray:
+    """The usual colours (H, W, 3) of the pixels `own` (H, W) around, without the cloth's pattern."""
+    filled = (255 * extend(image, own, 0)).clip(0, 255).astype(np.uint8)
+    filled = cv2.medianBlur(filled, 2 * round(0.7 * reach) + 1).astype(np.float32) / 255
+    return _continued(filled, own, reach / 4)
+
+
+def _away(where) -> np.ndarray:
+    """Distance (H, W) px to the nearest pixel of `where` (H, W)."""
+    return distance_transform_edt(~where) if where.any() else np.full(where.shape, 1e6)
+
+
+def nearer_in_tone(colors, one, other) -> np.ndarray:
+    """Which colours (n, 3) are nearer in chromaticity to the median of `one` (m, 3) than to that of `other` (k, 3)."""
+    tone = lambda c: c / c.sum(-1, keepdims=True).clip(0.05)  # noqa: E731
+    away = lambda few: np.linalg.norm(tone(colors) - tone(np.median(few, 0)), axis=1)  # noqa: E731
+    return away(one) < away(other) if len(one) and len(other) else np.zeros(len(colors), bool)
+
+
+def contact_shadow(bright, mine, near) -> np.ndarray:
+    """Pixels (H, W) bool of a part `mine` that are `near` another part and much darker than it is farther off."""
+    reach, clear = max(mine.shape) / CONTACT, mine & ~near
+    if not (near & mine).any():
+        return np.zeros_like(mine)
+    usual = _continued(bright, clear, reach) if clear.sum() > 50 else np.quantile(bright[mine], 0.8)
+    return near & mine & (bright < SHADE * usual)
+
+
+def miscoloured(image, mine, skin, behind) -> np.ndarray:
+    """Pixels (H, W) bool of an arm's part `mine` (H, W) that show something else: thin streaks of skin (H, W) on a sleeve, and the
+    background, (H, W, 3) around the person."""
+    size = round(max(mine.shape) / CONTACT) | 1
+    disc = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (size, size))
+    out = mine & skin
+    out &= cv2.morphologyEx(out.astype(np.uint8), cv2.MORPH_OPEN, disc) == 0
+    far = np.linalg.norm(image[mine] - behind[mine], axis=1)
+    out[mine] |= (unlike(image[mine], image[mine]) > 1.5 * ALIKE) & (far < 1.5 * ALIKE)
     return out
 
 
