@@ -26,6 +26,7 @@ FRONT = 0.6  # thickness before the middle over that behind it: hair grows towar
 BLEND = 0.3  # distances between the pupils over which the hold of one part gives way to another's
 THIN_PX, SMALL_PX = 3, 60  # strips thinner and patches smaller than this belong to the outline's own blur
 STRIP, HELD, SLEEVE_WIDE = 0.13, 0.25, 0.5  # distances between the pupils: least width of loose pieces, of things held, of sleeves
+BESIDE = 0.2  # the same within which hair may be mixed with an arm before it
 BETWEEN = 0.4  # the square of that distance: least area of a piece between arm and trunk
 BACK = 0.8  # brightness of the far side
 MOST_WALL = 12  # particles one behind the other where the surface runs away from the eye
@@ -43,7 +44,8 @@ def fringe(body: Body, view: View, vertices, eyes_px: float) -> Particles:
         return _nothing()
     owner = view.owner[at[:, 1], at[:, 0]]
     owner = np.where((owner == HEAD) & (view.tri[at[:, 1], at[:, 0]] < 0), HAIR, owner)
-    pieces, part_of = [], []
+    keeps = (owner != HAIR) | _by_arm(view, eyes_px)[at[:, 1], at[:, 0]]  # their first colours, in the refinement
+    pieces, held = [], []
     corners, weights, depth = (np.zeros((len(at), *shape), kind) for shape, kind in (((3,), int), ((3,), float), ((), float)))
     half = np.zeros(len(at))
     vertex = _vertices_seen(body, view)
@@ -55,15 +57,15 @@ def fringe(body: Body, view: View, vertices, eyes_px: float) -> Particles:
     front, back = _sheets(at, depth, half, view, owner)
     for (index, z), size in ((front, FINE), (back, COARSE)):
         pieces.append(_place(view, at[index], z, corners[index], weights[index], colors[index], size))
-        part_of.append(owner[index])
+        held.append(keeps[index])
     hanging = (owner == HAIR) & (view.tri[at[:, 1], at[:, 0]] < 0)
     if hanging.any():
         nape, z, tint = _nape(body, view, vertices, at[hanging], (depth + half)[hanging], colors[hanging])
-        held = _hold(HAIR, vertex, view, nape, eyes_px)
-        pieces.append(_place(view, nape, z, *held[:2], tint, COARSE))
-        part_of.append(np.full(len(nape), HAIR))
+        hold = _hold(HAIR, vertex, view, nape, eyes_px)
+        pieces.append(_place(view, nape, z, *hold[:2], tint, COARSE))
+        held.append(np.zeros(len(nape), bool))
     out = join(pieces)
-    return replace(out, firm=UNSURE * torch.from_numpy(np.concatenate(part_of) != HAIR).float())
+    return replace(out, firm=UNSURE * torch.from_numpy(np.concatenate(held)).float())
 
 
 def _unshaded(colors, owner, view: View):
@@ -138,6 +140,10 @@ def _debris(gap, view: View, eyes_px: float) -> np.ndarray:
     limb = (view.owner >= UPPER_ARM) & (view.owner < LEG)
     behind = view.image[tuple(distance_transform_edt(view.mask > 0.02, return_distances=False, return_indices=True))]
     face = view.front[view.owner == HEAD]
+    hair = gap & (view.owner == HAIR)
+    beside = hair & _by_arm(view, eyes_px)
+    if beside.any():  # the colours of fingers before it
+        out[beside] = unlike(view.front[beside], view.front[hair]) > ALIKE
     for k in np.intersect1d(view.owner[gap], range(TRUNK, LEG)):
         mine, body = gap & (view.owner == k), (view.owner == k) & (view.shown == k) & ~view.edge
         strange = np.zeros_like(gap)
@@ -154,6 +160,12 @@ def _debris(gap, view: View, eyes_px: float) -> np.ndarray:
         held = _broad(mine & ~out, HELD * eyes_px) if k >= HAND else np.zeros_like(gap)
         out |= mine & ~own & ~held
     return out
+
+
+def _by_arm(view: View, eyes_px: float) -> np.ndarray:
+    """Pixels (H, W) bool close to an arm that the photo shows."""
+    arm = (view.owner >= UPPER_ARM) & (view.owner < LEG)
+    return distance_transform_edt(~arm) < BESIDE * eyes_px if arm.any() else arm
 
 
 def _broad(where, width: float) -> np.ndarray:
