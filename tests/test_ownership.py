@@ -6,6 +6,7 @@ import pytest
 
 from aa.body import load_body
 from aa.ownership import FOREARM, HAIR, HAND, HEAD, LEG, TRUNK, UPPER_ARM, apart, chain, parts_of_regions, parts_of_vertices, whose
+from aa.view import relit
 
 RED, BLUE, GREY, BLACK, SKIN = (0.7, 0.1, 0.1), (0.1, 0.2, 0.7), (0.55, 0.6, 0.6), (0.05, 0.04, 0.04), (0.8, 0.6, 0.5)
 SIZE = 320
@@ -97,3 +98,16 @@ def test_what_moves_together():
     assert FOREARM + 1 in chain(HAND + 1)
     assert FOREARM not in chain(HAND + 1)
     assert HEAD in chain(HAIR)
+
+
+def test_shadow_between_arm_and_trunk_is_taken_out_of_the_photo():
+    owner = np.full((160, 160), TRUNK)
+    owner[:, 100:130] = UPPER_ARM
+    owner[:, 130:] = -1
+    image = np.full((160, 160, 3), (0.3, 0.5, 0.5), np.float32)
+    image[owner == -1] = 0.9
+    image[:, 97:100] *= 0.2  # in the shadow of the arm
+    image[40:60, 20:40] *= 0.2  # a print on the shirt
+    out = relit(image, owner, (owner >= 0).astype(np.float32))
+    assert np.abs(out[:, 97:100] - (0.3, 0.5, 0.5)).max() < 0.1
+    assert np.allclose(out[:, :80], image[:, :80])

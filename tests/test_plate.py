@@ -71,3 +71,16 @@ def test_all_person_and_nobody():
     assert (clean_plate(photo, np.zeros(photo.shape[:2], np.float32)) == photo).all()
     full = clean_plate(photo, np.ones(photo.shape[:2], np.float32))
     assert (full == full[0, 0]).all()
+
+
+def test_plain_backdrop_shows_no_trace_of_a_rim():
+    y, x = np.mgrid[-1:1:120j, -1:1:90j]
+    true = (190 - 20 * (x**2 + y**2))[..., None].repeat(3, 2)
+    mask = np.zeros((120, 90), np.float32)
+    mask[40:, 30:60] = 1
+    photo = true.copy()
+    photo[mask > 0] = (160, 30, 30)
+    photo[70:74, 60:66] = (200, 140, 100)  # a finger that the mask missed
+    plate = clean_plate(photo.astype(np.uint8), mask).astype(float)
+    hole = mask > 0
+    assert np.abs(plate - true)[hole].max() < 4
