@@ -20,8 +20,10 @@ SPACING = 0.0008  # m between the extra particles of closed lids
 CHART_MM = 0.2  # size of a pixel of the chart
 HEXAGON = 0.265  # root of the second moment of a hexagonal cell over its spacing
 FAR = 4.0  # m from the chart's camera to the face: nearly no perspective
-LASH_MM = 0.45  # half width (standard deviation) of the line of lashes
+LASH_MM = 0.35  # half width (standard deviation) of the line of lashes
 RIM_MM = 1.6  # so far from the line the photo's open eyes show lashes on the lid
+AROUND, NEARBY = 0.015, 0.007  # m around the lids from where their tone is taken; fall-off with distance
+DARKEST, SHADE = 0.93, 0.84  # least brightness over the skin around: of what only closed lids show, and of what open ones do
 ALONG_MM, ACROSS_MM = 3.0, 0.4  # lashes are smoothed along the lid, hardly across
 
 
@@ -103,18 +105,18 @@ def lid_samples(body: Body) -> Layout:
 
 
 def paint_lids(chart: LidChart, names, blink, rest, shut, colors, seen):
-    """Skin for what a blink unrolls: lids take the tone of what shows of them, or of the cheek, and end in a line of lashes.
+    """Skin for what a blink unrolls: lids take the tone of the skin around the eye and end in a line of lashes.
 
     Args: names (n,) of the particles' regions; blink (n,) mm; rest, shut (n, 3) places on the mean body, eyes open and closed;
         colors (n, 3); seen (n,) bool. Returns colors and seen anew.
     """
     lid = (blink > LID_MM) & np.isin(names, ["face", "eyelid", "eye_cavity"])
-    skin = seen & (names == "face") & (blink < 0.2)
+    skin = seen & (names == "face") & (blink < LID_MM)
     if not lid.any() or skin.sum() < 20:
         return colors, seen
     colors, seen = colors.copy(), seen.copy()
     line, outside = (x[lid] for x in chart.read(shut))
-    tone = _lid_tone(names, rest, colors, seen, lid, skin)
+    tone = _lid_tone(rest, colors, lid, skin)
     own, dark = colors[lid], colors[lid].mean(1) / tone.mean(1).clip(1e-3)
     rim = np.abs(line) < RIM_MM
     fold = np.clip((0.82 - dark) / 0.2, 0, 1) * np.clip((blink[lid] - LID_MM) / 2, 0, 1) * ~rim  # the photo shows a crease there
@@ -123,6 +125,10 @@ def paint_lids(chart: LidChart, names, blink, rest, shut, colors, seen):
     unrolled = np.where(known, np.maximum(fold, np.clip(blink[lid] - 2, 0, 1)), 1.0)[:, None]
     painted = own + unrolled * (smooth - own)
     painted = np.where(rim[:, None], np.minimum(painted, 1.05 * tone), painted)  # no white of the eye on its rims
+    away = np.clip(np.abs(line) / RIM_MM - 1, 0, 1) * np.clip((blink[lid] - LID_MM) / 3, 0, 1)
+    least = np.where(known, SHADE, DARKEST) * tone.mean(1)  # shades of the open eye go when the lid unrolls
+    lack = np.clip((least - painted.mean(1)) / (tone.mean(1) - painted.mean(1)).clip(1e-3), 0, 1)
+    painted += (away * lack)[:, None] * (tone - painted)
     lash = _lashes(rest[lid, 0], own, known & (line > 0) & (line < 1), tone)
     share = (np.where(line > 0, 1.0, 0.5) * np.exp(-0.5 * (line / LASH_MM) ** 2))[:, None]
     painted += share * (np.minimum(lash, painted) - painted)
@@ -131,21 +137,17 @@ def paint_lids(chart: LidChart, names, blink, rest, shut, colors, seen):
     return colors, seen
 
 
-def _lid_tone(names, rest, colors, seen, lid, skin) -> np.ndarray:
-    """Tone (m, 3) of the m lid particles, one for each eye: of what shows of the lid unless that is all crease, or the cheek's."""
-    height = np.median(rest[lid & (names == "eyelid"), 2])
-    below = skin & (rest[:, 2] < height - 0.012) & (rest[:, 2] > height - 0.035) & (np.abs(rest[:, 0]) < 0.045)
-    tones = np.zeros((len(rest), 3))
-    for side in (rest[:, 0] > 0, rest[:, 0] <= 0):
-        cheek = 0.95 * np.median(colors[below & side], 0) if (below & side).any() else np.median(colors[skin], 0)
-        shown = colors[lid & side & seen & (names == "face") & (rest[:, 2] > height)]
-        own = cheek
-        if len(shown) > 20:
-            low, high = np.percentile(shown.mean(1), (50, 80))
-            own = 0.7 * shown[(shown.mean(1) >= low) & (shown.mean(1) <= high)].mean(0) + 0.3 * cheek
-        ratio = own.mean() / cheek.mean()
-        tones[side] = cheek * 0.75 + np.clip((ratio - 0.5) / 0.2, 0, 1) * (own / max(ratio, 1.0) - cheek * 0.75)
-    return tones[lid]
+def _lid_tone(rest, colors, lid, skin) -> np.ndarray:
+    """Tone (m, 3) of the m lid particles: a mean over near skin around the eye; brows and lashes do not count."""
+    height, across = rest[lid, 2], np.abs(rest[lid, 0])
+    around = skin & (rest[:, 2] > height.min() - AROUND) & (rest[:, 2] < height.max() + AROUND)
+    around &= (np.abs(rest[:, 0]) > across.min() - AROUND / 2) & (np.abs(rest[:, 0]) < across.max() + AROUND)
+    around = around if around.sum() > 40 else skin
+    bright = colors[around].mean(1)
+    distance, near = cKDTree(rest[around]).query(rest[lid], k=min(400, int(around.sum())))
+    light = np.clip((bright / np.percentile(bright, 70) - 0.8) / 0.15, 0, 1)
+    weight = (np.exp(-0.5 * (distance / NEARBY) ** 2) + 1e-6) * (light[near] + 1e-6)
+    return (colors[around][near] * weight[..., None]).sum(1) / weight.sum(1, keepdims=True)
 
 
 def _along_lid(x, line, own, weight, tone):

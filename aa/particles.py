@@ -16,6 +16,7 @@ from aa.lips import jaw_share, open_actions
 from aa.ownership import parts_of_regions
 from aa.paint import BELOW_HEAD, materials, paint, spread
 from aa.scalp import paint_scalp
+from aa.sides import SKIN, fill_at, smooth_sides, well_seen
 from aa.teeth import on_teeth, paint_teeth, teeth_samples, tooth_tone, upper_jaw
 from aa.view import View, in_the_way, inward_px, part_colours, project, visible
 from aa.zbuffer import zbuffer
@@ -55,10 +56,12 @@ class Particles:
     colors: torch.Tensor  # (N, 3)
     seen: torch.Tensor  # (N,) bool, shown by the photo
     firm: torch.Tensor | None = None  # (N,) 0 to 1, keeps its first looks: lids and lips, folded in the photo, and edges
+    aslant: torch.Tensor | None = None  # (N,) 0 to 1, how far its colour is not the photo's, see aa.sides
 
     def __post_init__(self):
-        if self.firm is None:
-            object.__setattr__(self, "firm", torch.zeros_like(self.opacities))
+        for name in ("firm", "aslant"):
+            if getattr(self, name) is None:
+                object.__setattr__(self, name, torch.zeros_like(self.opacities))
 
     def __len__(self) -> int:
         return len(self.means)
@@ -81,7 +84,7 @@ def cover(body: Body, layout: Layout, view: View, person, vertices, settings, sc
         base = _covered(base, wanted, layout, view, vertices)
     parts = [base, backing(body, base, layout, vertices)]
     if settings.detail_px > 0 and room > 0:
-        parts.append(detail(body, wanted, view, vertices, room))
+        parts.append(detail(body, wanted, view, vertices, room, layout, base.colors.numpy()))
     return join([*parts, loose])
 
 
@@ -152,10 +155,14 @@ def on_layout(body: Body, layout: Layout, view: View, person, vertices, scale_px
     facing = _towards(view, means, normals).numpy()
     names = np.array(REGIONS)[layout.region.numpy()]
     colors = paint_scalp(body, rest, names, facing, colors, seen)
-    seen = seen | unsure
     folded = rims | (blink > LID_MM) & np.isin(names, ("face", "eyelid"))
+    sure = well_seen(body, view, means, rest, facing, seen)
+    colors = smooth_sides(rest, names, folded, colors, sure)
+    seen = seen | unsure
     firm = np.where(folded, 1.0, np.where(np.isin(names, tuple(INNER)), np.vectorize(INNER.get)(names, 0.0), UNSURE * unsure))
     grazing = np.isin(names, BELOW_HEAD) * np.clip((0.5 - facing) / 0.3, 0, 1)  # few pixels would have to exaggerate them
+    aslant = np.isin(names, SKIN) * ~folded * (1 - sure)
+    firm = np.maximum(firm, aslant)
     firm = torch.from_numpy(np.maximum(firm, grazing).astype(np.float32))
     n = len(means)
     stray = _stray(view, means, parts_of_regions(np.array(REGIONS)[layout.region], rest[:, 0]))
@@ -163,7 +170,7 @@ def on_layout(body: Body, layout: Layout, view: View, person, vertices, scale_px
     seen &= ~stray.numpy() & ((blink < LID_MM) | (depth_behind(view, means) < FOLD) & (blink < UNROLLED_MM))
     return Particles(
         layout.corners, layout.bary, torch.zeros(n, dtype=torch.bool), means, matrix_to_quat(frames),
-        scales, opacity, torch.from_numpy(colors).float(), torch.from_numpy(seen), firm,
+        scales, opacity, torch.from_numpy(colors).float(), torch.from_numpy(seen), firm, torch.from_numpy(aslant).float(),
     )  # fmt: skip
 
 
@@ -307,8 +314,11 @@ def _grids(wanted, tri, view: View, room: int):
     return np.concatenate([np.zeros((0, 2), int)] + [p for p, _ in at]), np.repeat([s for _, s in at], [len(p) for p, _ in at])
 
 
-def detail(body: Body, wanted, view: View, vertices, room: int) -> Particles:
-    """Particles on a pixel grid over visible surface, as dense as `wanted` (F,) px says, at most `room` of them."""
+def detail(body: Body, wanted, view: View, vertices, room: int, layout: Layout, fill) -> Particles:
+    """Particles on a pixel grid over visible surface, as dense as `wanted` (F,) px says, at most `room` of them.
+
+    fill (M, 3): colours of the layout's particles, to which skin at grazing angles gives way.
+    """
     faces, which = solid_faces(body)
     rest = body.v_template
     w, h = view.size
@@ -335,10 +345,14 @@ def detail(body: Body, wanted, view: View, vertices, room: int) -> Particles:
     seen, _, _ = visible(view, means, normals)
     place = read(rest).numpy()
     colors = spread(colors, seen, place, materials(body, names, place))
+    named = np.array(REGIONS)[names]
+    below = fill_at(place, layout.place(rest).numpy(), np.array(REGIONS)[layout.region], fill[: len(layout)])
+    sure = np.where(np.isin(named, SKIN), well_seen(body, view, means, place, (ray * normals).sum(1).numpy(), seen), 1.0)
+    colors = below + sure[:, None] * (colors - below)
     seen, unsure = _seen_unsure(view, means, normals, seen)
     n = len(at)
     return Particles(
         corners, bary, torch.zeros(n, dtype=torch.bool), means + LIFT * normals, matrix_to_quat(frames), scales,
         torch.full((n,), 0.9), torch.from_numpy(colors).float().clamp(0, 1), torch.from_numpy(seen),
-        UNSURE * torch.from_numpy(unsure).float(),
+        torch.from_numpy(np.maximum(UNSURE * unsure, 1 - sure).astype(np.float32)), torch.from_numpy(1 - sure).float(),
     )  # fmt: skip

@@ -16,6 +16,7 @@ from aa.body import Body, vertex_normals
 from aa.lids import LID_MM, blink_mm
 from aa.particles import Particles, carry
 from aa.raster import rasterize
+from aa.sides import near_edges
 from aa.view import View, project, sample, visible
 from aa.zbuffer import zbuffer
 
@@ -26,7 +27,6 @@ EXPRESSIONS = (
     {"mouthSmileLeft": 0.7, "mouthSmileRight": 0.7, "browInnerUp": 0.5},
 )
 STEEP = 0.35  # cosine between normal and ray below which a point is not trusted to the photo
-EDGE, EDGE_PX = 0.012, 2  # m of depth that make an edge; so near to one, photo and mesh may disagree on whose a pixel is
 HIDDEN = 0.5  # weight of pixels whose point the photo hides: they keep the first guess
 UNROLLED = 1.0  # the same where the face moved: lids and lips that unroll
 LARGEST = 320  # px
@@ -91,7 +91,7 @@ def _shot(body: Body, cloud: Particles, view: View, vertices, moved, viewmat, K,
     known &= (
         (facing > STEEP)
         & (read(blink_mm(body))[:, 0].numpy() < LID_MM)
-        & ~_near_edges(view)[tuple(np.clip(pixels[:, ::-1].astype(int), 0, np.array(view.mask.shape) - 1).T)]
+        & ~near_edges(view)[tuple(np.clip(pixels[:, ::-1].astype(int), 0, np.array(view.mask.shape) - 1).T)]
     )
     means, quats, turn = carry(cloud.means, cloud.quats, (cloud.corners, cloud.bary, cloud.loose), vertices, moved)
     gray, first, alpha = torch.full((h, w, 3), 0.5), *_render(cloud, means, quats, viewmat, K, w, h)
@@ -104,13 +104,6 @@ def _shot(body: Body, cloud: Particles, view: View, vertices, moved, viewmat, K,
     return Shot(
         means, quats, turn, viewmat, K, torch.from_numpy(target), torch.from_numpy(weight), torch.ones(h, w, 1), gray
     )  # fmt: skip
-
-
-def _near_edges(view: View) -> np.ndarray:
-    """Pixels (H, W) bool of the photo near a jump of depth or the mesh's outline."""
-    depth = np.where(np.isfinite(view.depth), view.depth, 1e3).astype(np.float32)
-    disc = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * EDGE_PX + 1,) * 2)
-    return cv2.dilate(depth, disc) - cv2.erode(depth, disc) > EDGE
 
 
 def _render(cloud: Particles, means, quats, viewmat, K, w: int, h: int):

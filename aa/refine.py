@@ -51,10 +51,14 @@ def refine(cloud: Particles, view: View, background: np.ndarray, iterations: int
 
 
 def the_photo(cloud: Particles, view: View, background) -> Shot:
-    """The photo as a picture to be met, over the background."""
+    """The photo over the background, to be met; less so where skin aslant has other colours: others would make up for it."""
     behind, mask = torch.from_numpy(background).float() / 255, torch.from_numpy(view.mask)[..., None]
     target = mask * torch.from_numpy(view.front) + (1 - mask) * behind
     weight = torch.from_numpy(cv2.dilate(view.mask, np.ones((9, 9), np.uint8)))[..., None]
+    other = cloud.aslant[:, None].expand(-1, 3).contiguous()
+    place = (view.viewmat[None], view.K[None], *view.size)
+    aslant, _, _ = rasterize(cloud.means, cloud.quats, cloud.scales, cloud.opacities, other, *place)
+    weight = weight * (1 - aslant[0, ..., :1].detach()).clamp(0, 1)
     return Shot(cloud.means, cloud.quats, None, view.viewmat, view.K, target, weight, mask, behind)
 
 

@@ -14,7 +14,7 @@ LOWER = 0.72  # widths of lower over upper front teeth
 CROWN_MM = 9.5  # height of the crowns, above (below) which there is gum
 GAP_MM, NOTCH_MM = 0.3, 1.5  # half width of gaps; they widen over so much towards the edge
 TOOTH, GUM = (0.86, 0.83, 0.77), (0.62, 0.34, 0.33)
-GAP_DARK = 0.6  # brightness in gaps
+GAP_DARK = 0.85  # brightness in gaps
 TRIANGLE = torch.tensor([[2.0, -1.0], [-1.0, 2.0]]) / 36  # second moment of a triangle in units of its edges
 
 
