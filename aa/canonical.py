@@ -193,7 +193,7 @@ def fit_photo(
         gaussians, layout.name, cloud.corners, cloud.bary, cloud.loose, vertices, photo_vertices, turn, fit.rotvecs, joints,
         fit.stretch, K, fit.viewmat, width, height, torch.from_numpy(background), report,
     )  # fmt: skip
-    report |= measure(avatar, body, person, view)
+    report |= measure(avatar, body, person)
     return avatar if str(device) == "cpu" else avatar.to(device)
 
 

@@ -1,5 +1,6 @@
 """What a photo fit says of itself: figures against the photo, and the parts that the photo does not show."""
 
+import cv2
 import numpy as np
 import torch
 
@@ -8,14 +9,20 @@ from aa.landmarks import load_landmarks
 from aa.view import project
 
 
-def measure(avatar, body, person, view) -> dict:
-    """Landmark errors in px per 100 px between the pupils, silhouette and picture quality (dB) of the avatar against its photo."""
+def measure(avatar, body, person) -> dict:
+    """Landmark errors in px per 100 px between the pupils, silhouette and picture quality (dB) of the avatar against its photo.
+
+    Against the photo and the mask as they were found, not what the fit made of them (aa.view takes shadows and walls out).
+    """
+    size = (avatar.width, avatar.height)
+    photo = cv2.resize(person.image, size, interpolation=cv2.INTER_AREA).astype(np.float32) / 255
+    person_px = cv2.resize(person.mask, size, interpolation=cv2.INTER_AREA) > 0.5
     g = avatar.on_photo()
     behind = avatar.background.float() / 255
     image, alpha, _ = g.render(avatar.viewmat[None], avatar.K[None], avatar.width, avatar.height)
     picture = (image[0] + (1 - alpha[0]) * behind).clamp(0, 1).numpy()
-    person_px, ours = view.mask > 0.5, alpha[0, ..., 0].numpy() > 0.5
-    error = ((picture - view.image) ** 2).mean(-1)
+    ours = alpha[0, ..., 0].numpy() > 0.5
+    error = ((picture - photo) ** 2).mean(-1)
     scale = avatar.width / person.image.shape[1]
     marks = load_landmarks(body)
     keep = marks.reliable.numpy() & (np.arange(478) < 468)

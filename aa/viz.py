@@ -15,7 +15,7 @@ import numpy as np
 from aa.media import FPS, SAMPLE_RATE, replacing
 
 VIDEO_LIMIT = 2_000_000  # bytes of video that a notebook may hold, so that GitHub still shows it
-PNG_LIMIT = 150_000  # bytes; larger pictures are stored as JPEG
+JPEG_SHARE = 0.8  # of the size of a PNG with 256 colours, below which a picture is shown as JPEG
 LINES = ("-", "--", "-.", ":")
 MARKERS = "osD^vP*X"
 
@@ -167,16 +167,23 @@ def alt(figure, text: str, dpi: int = 80) -> None:
 
     if not text.strip():
         raise ValueError("say in a sentence what the figure shows")
-    store = io.BytesIO()
-    figure.savefig(store, format="png", dpi=dpi)
-    kind = "image/png"
-    if store.tell() > PNG_LIMIT:
-        store, kind = io.BytesIO(), "image/jpeg"
-        figure.savefig(store, format="jpeg", dpi=dpi, pil_kwargs={"quality": 85})
+    drawn = io.BytesIO()
+    figure.savefig(drawn, format="png", dpi=dpi)
+    kind, store = _packed(drawn)
     plt.close(figure)
     picture = {kind: base64.b64encode(store.getvalue()).decode(), "text/plain": text}
     display(picture, metadata={kind: {"alt": text}}, raw=True)
     display(Markdown(f"*{text}*"))
+
+
+def _packed(png: io.BytesIO) -> tuple[str, io.BytesIO]:
+    """A drawn PNG made small: with 256 colours, which drawings need no more of, or as JPEG where that is far smaller (photos)."""
+    from PIL import Image
+
+    picture, few, jpeg = Image.open(png).convert("RGB"), io.BytesIO(), io.BytesIO()
+    picture.quantize(256, dither=Image.Dither.NONE).save(few, "png", optimize=True)
+    picture.save(jpeg, "jpeg", quality=85, optimize=True)
+    return ("image/jpeg", jpeg) if jpeg.tell() < JPEG_SHARE * few.tell() else ("image/png", few)
 
 
 def show_video(path, width: int = 384, text: str = "talking avatar"):

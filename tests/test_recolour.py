@@ -29,7 +29,7 @@ def flicker():
 
 
 def test_brightness_that_changes_is_found(flicker):
-    fit, footage, rise = flicker
+    fit, footage, _ = flicker
     tint = recolour(Shots.of(fit, footage), rounds=3, progress=False)
     shape, opacities = fit.at(0), fit.gaussians.opacities
     left = []
