@@ -14,6 +14,7 @@ from aa.zbuffer import zbuffer
 
 GRAZING = 0.2  # cosine between normal and view ray below which the photo's colour is not trusted
 CONTACT = 32  # the shadow that one part casts on another reaches so many-th of the picture's longer side
+LIGHTER = 0.6  # share of a shadow that is taken out: all of it would look odd where the photo is seen as it is
 SHADE = 0.75  # brightness over that of the same part farther off from which it counts as such
 DEEP = 0.4  # the same over an arm's part at its brightest
 LIKE_UPPER = 0.75  # the same of a sleeve's lower end over its upper one
@@ -107,15 +108,16 @@ def relit(image, owner, mask) -> np.ndarray:
             least = DEEP * np.quantile(bright[mine], 0.8)
             if k >= FOREARM and dressed and upper.any():
                 least = LIKE_UPPER * np.median(bright[upper])
-            false = contact_shadow(bright, mine, near) | mine & ~(skin & dressed) & (_away(rival) < 2 * reach) & (bright < least)
-            false |= miscoloured(image, mine, skin & dressed, behind)
+            false = contact_shadow(bright, mine, near) | mine & ~skin & (_away(rival) < 2 * reach) & (bright < least)
+            false |= miscoloured(image, mine, skin, behind)
+            false &= dressed  # what is dark beside a bare arm is the sleeve behind it: skin in its place would be worse
         false = mine & (cv2.dilate(false.astype(np.uint8), np.ones((3, 3), np.uint8)) > 0)
         own = cloth & ~false & (cv2.erode(mine.astype(np.uint8), np.ones((3, 3), np.uint8)) > 0)
         firm = cv2.morphologyEx(own.astype(np.uint8), cv2.MORPH_OPEN, np.ones((round(reach / 3),) * 2, np.uint8)) > 0
         own = firm if firm.any() else own  # what is left between shadows is a pattern's dots
         if false.any() and own.any():
             soft = (cv2.GaussianBlur(false.astype(np.float32), (0, 0), 1.5) * mine).clip(0, 1)
-            soft = np.where(false, np.maximum(soft, 0.9), soft)[..., None]
+            soft = LIGHTER * np.where(false, np.maximum(soft, 0.9), soft)[..., None]
             image += soft * (_plain(image, own, reach) - image)
     return image
 
