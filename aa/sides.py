@@ -13,7 +13,7 @@ from aa.ownership import is_skin
 from aa.view import View, project
 
 SKIN = ("face", "neck")
-LEAST, FULL = 0.15, 0.45  # cosine to the camera from where on the photo's colour counts, and counts alone
+LEAST, FULL = 0.1, 0.3  # cosine to the camera from where on the photo's colour counts, and counts alone
 BLUR = 0.005  # m below which differences of colour are no longer kept
 DARK = 0.6  # brightness over the face's below which it may be hair
 BY_SCALP = 0.02  # m from the scalp, hair before the ears
@@ -55,13 +55,15 @@ def smooth_sides(rest, names, folds, colors, sure) -> np.ndarray:
     if (sure[face] > 0.9).sum() < 100:
         return colors
     usual = colors[face & (sure > 0.9)]
-    bare = is_skin(colors, usual) | (face & (colors.mean(1) > DARK * np.median(usual.mean(1))))
+    alike = is_skin(colors, usual)
+    sure = _patches(rest, face & (sure > 0.01), ~alike, sure)
+    bare = alike | (face & (colors.mean(1) > DARK * np.median(usual.mean(1))))
     mine = face | (names == "neck") & bare
-    skin, told = mine & bare & (sure > 0.5), mine & (sure > 0.05)  # what a point is shows at worse angles than its colour
+    clear, told = mine & (sure > 0.5), mine & (sure > 0.05)  # what a point is shows at worse angles than its colour
     hair = told & ~bare & (rest[:, 2] > np.median(rest[names == "ear", 2]))
     hair[hair] = cKDTree(rest[names == "scalp"]).query(rest[hair])[0] < BY_SCALP
     want = mine & (sure < 1)
-    filled = nearby(rest[want], rest[skin], colors[skin], sure[skin])
+    filled = nearby(rest[want], rest[clear], colors[clear], sure[clear])  # a beard goes on as a beard
     if hair.sum() > 30:
         both = told & bare | hair
         share = nearby(rest[want], rest[both], hair[both, None].astype(float), sure[both])
@@ -71,6 +73,14 @@ def smooth_sides(rest, names, folds, colors, sure) -> np.ndarray:
     colors = colors.copy()
     colors[want] = filled + sure[want, None] * (colors[want] - filled)
     return colors
+
+
+def _patches(rest, told, strange, sure) -> np.ndarray:
+    """`sure` (n,), and 1 where nearly all that is `told` (n,) around is `strange` (n,): that is hair or a beard, no mixture."""
+    share = nearby(rest[told], rest[told], strange[told, None].astype(float), np.ones(told.sum()))[:, 0]
+    sure = sure.copy()
+    sure[told] = np.maximum(sure[told], np.clip((share - 0.6) / 0.2, 0, 1))
+    return sure
 
 
 def nearby(at, places, values, weight) -> np.ndarray:
