@@ -19,6 +19,7 @@ DARK = 0.6  # brightness over the face's below which it may be hair
 BY_SCALP = 0.02  # m from the scalp, hair before the ears
 SOFT = 0.01  # m of height over which hair before the ears ends
 MIDDLE = 0.04  # m to either side
+PUPILS, SMALL_FACE = 0.062, 40  # m between them; px below which a face keeps the photo everywhere
 EDGE, EDGE_PX = 0.012, 2  # m of depth that make an edge; so near to one, photo and mesh may disagree on whose a pixel is
 
 
@@ -35,7 +36,9 @@ def well_seen(body: Body, view: View, points, rest, facing, seen) -> np.ndarray:
     rest (n, 3): their places on the mean body; around nose and mouth it always counts.
     """
     soft = cv2.GaussianBlur(near_edges(view).astype(np.float32), (0, 0), 1.0)
-    pixels, _ = project(points, view.viewmat, view.K)
+    pixels, depth = project(points, view.viewmat, view.K)
+    if PUPILS * float(view.K[0, 0]) / float(np.median(depth)) < SMALL_FACE:  # its sides are a few pixels, and often hair
+        return seen.astype(float)
     x, y = (pixels[:, i].astype(int).clip(0, n - 1) for i, n in enumerate(view.size))
     share = np.clip((facing - LEAST) / (FULL - LEAST), 0, 1)
     share = share**2 * (3 - 2 * share) * (1 - soft[y, x])
