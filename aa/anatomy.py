@@ -8,6 +8,7 @@ from torch.nn.functional import normalize
 from aa.body import Body, matrix_to_quat, matrix_to_rotvec, rotvec_to_matrix
 from aa.gestures import arm_rotations, at_ease
 from aa.landmarks import HAND_JOINTS, Landmarks
+from aa.parts import rigid_fit
 from aa.posing import SIDES
 
 # Standard deviation in radians of a joint's rotation around the posture at ease: one number where it turns alike about all axes,
@@ -95,7 +96,7 @@ def first_posture(body: Body, marks: Landmarks, person) -> torch.Tensor:
 def _turn_hand(body: Body, marks: Landmarks, side: str, name: str, world, out) -> None:
     """Split the turn from the rest hand to landmarks `world` (21, 3) between forearm (twist) and wrist, in place."""
     rest = marks.hand(body.v_template, body.joint_template, name)
-    turn = _kabsch(rest[list(PALM)], world[list(PALM)])
+    turn = rigid_fit(rest[list(PALM)], world[list(PALM)])[0]
     fore = torch.eye(3)
     for joint in ("upperarm01", "upperarm02", "lowerarm01"):
         fore = fore @ rotvec_to_matrix(out[body.joint(joint + side)])
@@ -125,9 +126,3 @@ def _bend_fingers(body: Body, side: str, world, out) -> None:
 
 def _angle(a, b) -> torch.Tensor:
     return torch.nn.functional.cosine_similarity(a, b, 0).clamp(-1, 1).acos()
-
-
-def _kabsch(source, target) -> torch.Tensor:
-    """Rotation (3, 3) that takes points (n, 3) nearest to others (n, 3) about their means (Kabsch 1976)."""
-    U, _, V = torch.linalg.svd((target - target.mean(0)).T @ (source - source.mean(0)))
-    return U @ torch.diag(torch.tensor([1.0, 1.0, float(torch.det(U @ V))])) @ V

@@ -21,10 +21,10 @@ from aa.align import align, solid_faces
 from aa.body import load_body, quat_multiply, quat_to_rotvec, rotvec_to_matrix, rotvec_to_quat
 from aa.detect import detect
 from aa.fit_report import measure, missing, remarks
-from aa.fringe import parts_of_vertices
 from aa.gaussians import Gaussians, load_layout
 from aa.gestures import at_ease
 from aa.lips import close_lips
+from aa.ownership import parts_of_vertices
 from aa.particles import cover, to_vertices
 from aa.photofit import fit_body
 from aa.plate import clean_plate
@@ -215,11 +215,8 @@ class Progress:
 
     def __init__(self, shown: bool):
         form = "{desc}: {bar:20} {percentage:3.0f}% [{elapsed}]"
-        self.bar, self.seconds, self.since = (
-            tqdm(total=100, desc="photo", disable=not shown, bar_format=form),
-            {},
-            time.perf_counter(),
-        )
+        self.bar = tqdm(total=100, desc="photo", disable=not shown, bar_format=form)
+        self.seconds, self.since = {}, time.perf_counter()
         self.done = self.step = 0.0
 
     @contextmanager

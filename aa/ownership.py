@@ -112,7 +112,7 @@ def _islands(where, shore, r: int) -> np.ndarray:
     joined = (pieces > 0) & np.isin(pieces, np.unique(pieces[shore]))
     if not joined.any() or not (loose := (pieces > 0) & ~joined).any():
         return np.zeros_like(where)
-    return where & (_distance(loose) < _distance(joined))
+    return where & (distance_to(loose) < distance_to(joined))
 
 
 def _doubtful(image, mask, part, depth, r: int) -> np.ndarray:
@@ -209,12 +209,12 @@ def _likely(image, seeds, part, unknown, r: int) -> np.ndarray:
         if len(sure) < 20:
             continue
         difference = np.linalg.norm(here[:, None] - palette(sure), axis=2).min(1)
-        away = _distance((seeds if k == BACKGROUND else part) == k)[unknown]
+        away = distance_to((seeds if k == BACKGROUND else part) == k)[unknown]
         out[:, k] = np.exp(-((difference / ALIKE) ** 2) / 2 - away / (REACH.get(k, 2) * r))
     return out
 
 
-def _distance(where) -> np.ndarray:
+def distance_to(where) -> np.ndarray:
     """Distance (H, W) px to the nearest pixel of `where`."""
     return distance_transform_edt(~where) if where.any() else np.full(where.shape, 1e6)
 

@@ -10,6 +10,7 @@ from scipy.spatial import cKDTree
 
 from aa.body import Body
 from aa.ownership import is_skin
+from aa.photofit import PUPILS
 from aa.view import View, project
 
 SKIN = ("face", "neck")
@@ -19,7 +20,7 @@ DARK = 0.6  # brightness over the face's below which it may be hair
 BY_SCALP = 0.02  # m from the scalp, hair before the ears
 SOFT = 0.01  # m of height over which hair before the ears ends
 MIDDLE = 0.04  # m to either side
-PUPILS, SMALL_FACE = 0.062, 40  # m between them; px below which a face keeps the photo everywhere
+SMALL_FACE = 40  # px between the pupils below which a face keeps the photo everywhere
 EDGE, EDGE_PX = 0.012, 2  # m of depth that make an edge; so near to one, photo and mesh may disagree on whose a pixel is
 
 

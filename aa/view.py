@@ -9,7 +9,23 @@ from scipy.ndimage import distance_transform_edt
 
 from aa import gaussians
 from aa.foreground import foreground
-from aa.ownership import ALIKE, FOREARM, HAIR, HAND, HEAD, JUMP, LEG, MOSTLY, TRUNK, UPPER_ARM, apart, is_skin, unlike, whose
+from aa.ownership import (
+    ALIKE,
+    FOREARM,
+    HAIR,
+    HAND,
+    HEAD,
+    JUMP,
+    LEG,
+    MOSTLY,
+    TRUNK,
+    UPPER_ARM,
+    apart,
+    distance_to,
+    is_skin,
+    unlike,
+    whose,
+)
 from aa.zbuffer import zbuffer
 
 GRAZING = 0.2  # cosine between normal and view ray below which the photo's colour is not trusted
@@ -95,12 +111,12 @@ def relit(image, owner, mask) -> np.ndarray:
         if not mine.any():
             continue
         rival = (owner >= 0) & (owner != HAIR) & separate[k][owner]
-        near = mine & (_away(rival) < reach)
+        near = mine & (distance_to(rival) < reach)
         dressed = skin[mine].mean() < MOSTLY
         if k == TRUNK:  # a bare neck is no shirt's measure
             cloth = mine & ~skin
             false = contact_shadow(bright, cloth, near)
-            beside = mine & (_away(rival & (owner >= FOREARM)) < reach)
+            beside = mine & (distance_to(rival & (owner >= FOREARM)) < reach)
             if dressed and beside.any():
                 false[beside] |= nearer_in_tone(image[beside], face, image[cloth])
         else:
@@ -108,7 +124,7 @@ def relit(image, owner, mask) -> np.ndarray:
             least = DEEP * np.quantile(bright[mine], 0.8)
             if k >= FOREARM and dressed and upper.any():
                 least = LIKE_UPPER * np.median(bright[upper])
-            false = contact_shadow(bright, mine, near) | mine & ~skin & (_away(rival) < 2 * reach) & (bright < least)
+            false = contact_shadow(bright, mine, near) | mine & ~skin & (distance_to(rival) < 2 * reach) & (bright < least)
             false |= miscoloured(image, mine, skin, behind)
             false &= dressed  # what is dark beside a bare arm is the sleeve behind it: skin in its place would be worse
         false = mine & (cv2.dilate(false.astype(np.uint8), np.ones((3, 3), np.uint8)) > 0)
@@ -135,11 +151,6 @@ def _plain(image, own, reach: float) -> np.ndarray:
     filled = (255 * extend(image, own, 0)).clip(0, 255).astype(np.uint8)
     filled = cv2.medianBlur(filled, 2 * round(0.7 * reach) + 1).astype(np.float32) / 255
     return _continued(filled, own, reach / 4)
-
-
-def _away(where) -> np.ndarray:
-    """Distance (H, W) px to the nearest pixel of `where` (H, W)."""
-    return distance_transform_edt(~where) if where.any() else np.full(where.shape, 1e6)
 
 
 def nearer_in_tone(colors, one, other) -> np.ndarray:
