@@ -27,8 +27,8 @@ class EmbeddingConfig:
     hand: int = 20
     width: int = 128  # a_t and hidden layers
     shared: int = 64  # dimensions in which cosines are taken
-    frame_weight: float = 0.1
-    patch_weight: float = 0.1
+    frame_weight: float = 0.1  # 0: without contrast per frame
+    patch_weight: float = 0.1  # 0: without contrast per patch (Table 2)
     kernel: int = 5  # frames that E_X and each audio layer look at
     sound: str = "phones"  # kind of sound features, see `aa.audio.features`
     features: int = feature_dim("phones")  # and how many there are

@@ -1,176 +1,26 @@
-"""Sound to particle motion by diffusion (Sec. 3.2, Eq. 1): a Transformer for the whole body, then a refiner for face and hands.
+"""Sound to particle motion by diffusion (Sec. 3.2, Eq. 1): embedding, diffusion Transformer, refiner and sampling.
 
 The diffusion Transformer sees [X^tau, A] with FiLM on tau and predicts the clean X^0. Frames that are already known (the end of the
 previous window) enter clean and marked, so that long recordings are continued window by window at constant memory.
 """
 
 import json
-import math
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from aa.body import ASSETS
-from aa.embedding import Embedding, EmbeddingConfig, Temporal
-from aa.parts import PARTS, Basis
+from aa.dit import FiLM, MotionConfig, MotionDiT, Refiner, continued, noise_scheduler, steady, time_embedding
+from aa.embedding import Embedding, EmbeddingConfig
+from aa.errors import InputError
+from aa.parts import Basis
 from aa.transfer import Deformation
 
-JOIN = {"body": 20, "face": 2, "hand": 12}  # frames in which a window leaves the course of the one before
-
-
-@dataclass(frozen=True)
-class MotionConfig:
-    """Sizes of the diffusion model and of its windows."""
-
-    width: int = 128
-    layers: int = 4
-    heads: int = 4
-    refiner_width: int = 96
-    refiner_layers: int = 2
-    timesteps: int = 1000  # T of the cosine schedule
-    drop: float = 0.1  # share of training examples without sound, for guidance
-    window: int = 80  # frames per window
-    known: int = 12  # frames a window takes over from the one before
-    margin: int = 8  # last frames of a window, lacking what comes after, that are thrown away
-
-    def as_dict(self) -> dict:
-        return asdict(self)
-
-
-def time_embedding(t: Tensor, width: int, period: float = 10_000) -> Tensor:
-    """Sines and cosines (..., width) of a step or frame index (...,), as in Vaswani et al. 2017."""
-    rate = torch.exp(-math.log(period) * torch.arange(width // 2, device=t.device) / (width // 2))
-    angle = t[..., None].float() * rate
-    return torch.cat([angle.cos(), angle.sin()], -1)
-
-
-class FiLM(nn.Module):
-    """LN(h) (1 + scale) + shift with scale, shift = Linear(SiLU(embedding)), zero at the start (Perez et al. 2018)."""
-
-    def __init__(self, width: int, condition: int):
-        super().__init__()
-        self.norm = nn.LayerNorm(width, elementwise_affine=False)
-        self.modulate = nn.Linear(condition, 2 * width)
-        nn.init.zeros_(self.modulate.weight)
-        nn.init.zeros_(self.modulate.bias)
-
-    def forward(self, h: Tensor, condition: Tensor) -> Tensor:
-        scale, shift = self.modulate(F.silu(condition)).chunk(2, -1)
-        return self.norm(h) * (1 + scale) + shift
-
-
-class Block(nn.Module):
-    """Attention biased towards near frames, then an MLP, both behind FiLM. (B, T, C), condition (B, 1 or T, E)."""
-
-    def __init__(self, width: int, heads: int, condition: int):
-        super().__init__()
-        self.heads = heads
-        self.film1, self.film2 = FiLM(width, condition), FiLM(width, condition)
-        self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
-        self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
-        # Slopes as in ALiBi (Press et al. 2022): some heads look a few frames around, others see the whole window.
-        self.register_buffer("slope", 2.0 ** -torch.linspace(0, 7, heads), persistent=False)
-
-    def forward(self, h: Tensor, condition: Tensor) -> Tensor:
-        B, T, C = h.shape
-        q, k, v = self.qkv(self.film1(h, condition)).reshape(B, T, 3, self.heads, C // self.heads).permute(2, 0, 3, 1, 4)
-        at = torch.arange(T, device=h.device)
-        bias = -self.slope[:, None, None] * (at[:, None] - at[None]).abs()
-        h = h + self.out(F.scaled_dot_product_attention(q, k, v, attn_mask=bias.to(q)).transpose(1, 2).reshape(B, T, C))
-        return h + self.mlp(self.film2(h, condition))
-
-
-class MotionDiT(nn.Module):
-    """F of Eq. 1: X^0 = F(X^tau | A, tau)."""
-
-    def __init__(self, latents: int, config: MotionConfig, embedding: EmbeddingConfig):
-        super().__init__()
-        w = config.width
-        self.listen = nn.Linear(embedding.features + embedding.width, w)
-        self.hear = nn.Sequential(*[Temporal(w, 5, d) for d in (1, 1, 2)])
-        self.forget = nn.Dropout(0.2)  # A is learned from few clips: do not lean on it alone
-        self.silence = nn.Parameter(torch.zeros(w))  # stands for "no sound given"
-        self.enter = nn.Linear(2 * latents + 1 + w, w)
-        self.step = nn.Sequential(nn.Linear(w, w), nn.SiLU(), nn.Linear(w, w))
-        self.blocks = nn.ModuleList(Block(w, config.heads, w) for _ in range(config.layers))
-        self.film = FiLM(w, w)
-        self.leave = nn.Linear(w, latents)
-        nn.init.zeros_(self.leave.weight)
-        nn.init.zeros_(self.leave.bias)
-
-    def condition(self, a: Tensor, sound: Tensor) -> Tensor:
-        """What is heard, (B, T, width), from A (B, T, width_a) and raw features (B, T, F): needed once per clip, not per step."""
-        return self.hear(self.listen(torch.cat([self.forget(a), sound], -1)))
-
-    def forward(self, x_tau: Tensor, heard: Tensor, tau: Tensor, known: Tensor, x_known: Tensor) -> Tensor:
-        """x_tau (B, T, D); heard (B, T, width), of `condition` or `silence`; tau (B,) in 0..T-1; known (B, T) bool with clean
-        latents x_known (B, T, D) there. Returns x0_hat (B, T, D)."""
-        mark = known[..., None].to(x_tau)
-        h = self.enter(torch.cat([x_tau * (1 - mark), x_known * mark, mark, heard], -1))
-        e = self.step(time_embedding(tau, h.shape[-1]))[:, None]
-        for block in self.blocks:
-            h = block(h, e)
-        return self.leave(self.film(h, e))
-
-
-class Refiner(nn.Module):
-    """Face and hand latents once more, with the frame index t in place of tau: a residual that starts at zero."""
-
-    def __init__(self, latents: dict[str, int], config: MotionConfig, heard: int):
-        super().__init__()
-        w = config.refiner_width
-        self.skip, self.size = latents["body"], latents["face"] + latents["hand"]
-        self.enter = nn.Linear(sum(latents.values()) + heard, w)
-        self.index = nn.Sequential(nn.Linear(w, w), nn.SiLU(), nn.Linear(w, w))
-        self.blocks = nn.ModuleList(Block(w, 4, w) for _ in range(config.refiner_layers))
-        self.leave = nn.Linear(w, self.size)
-        nn.init.zeros_(self.leave.weight)
-        nn.init.zeros_(self.leave.bias)
-
-    def forward(self, x: Tensor, heard: Tensor, t: Tensor) -> Tensor:
-        """x (B, T, D), heard (B, T, width), t (B, T) frame indices -> refined x (B, T, D); the body is left as it is."""
-        h = self.enter(torch.cat([x, heard], -1))
-        e = self.index(time_embedding(t, h.shape[-1]))
-        for block in self.blocks:
-            h = block(h, e)
-        return x + F.pad(self.leave(h), (self.skip, 0))
-
-
-def noise_scheduler(config: MotionConfig):
-    """The cosine schedule of Nichol and Dhariwal 2021, predicting the clean sample, from diffusers."""
-    from diffusers import DDIMScheduler
-
-    return DDIMScheduler(
-        num_train_timesteps=config.timesteps, beta_schedule="squaredcos_cap_v2", prediction_type="sample", clip_sample=False,
-        timestep_spacing="trailing",
-    )  # fmt: skip
-
-
-def continued(x0: Tensor, known: int, latents: dict[str, int]) -> Tensor:
-    """x0_hat (B, W, D) made to go on from its given frames without a step: body and hands set out with the last velocity, halved,
-    and come round to the prediction within JOIN frames; the face within two, since lips must be in time."""
-    last, speed = x0[:, known - 1], 0.5 * (x0[:, known - 1] - x0[:, known - 2])
-    step = last + speed - x0[:, known]
-    frames = torch.arange(1, x0.shape[1] - known + 1, device=x0.device)[:, None]
-    length = torch.cat([torch.full((n,), JOIN[p], device=x0.device) for p, n in latents.items()])
-    fade = 0.5 + 0.5 * torch.cos(torch.pi * ((frames - 1) / length).clamp(max=1))  # (W - known, D): 1 at the first free frame
-    fade = torch.where(length < 4, (1 - frames / length).clamp_min(0), fade)
-    return torch.cat([x0[:, :known], x0[:, known:] + step[:, None] * fade], 1)
-
-
-def steady(x: Tensor, latents: dict[str, int]) -> Tensor:
-    """Body and hands (B, T, D) smoothed by a Gaussian of one frame: takes off the tremble that few steps leave, while gestures,
-    slower than 3 Hz, pass. The face is left as it is: lips close within one frame."""
-    kernel = torch.exp(-0.5 * torch.arange(-3, 4, device=x.device) ** 2)
-    columns = F.pad(x.transpose(1, 2).flatten(0, 1)[:, None], (3, 3), mode="replicate")
-    smooth = F.conv1d(columns, (kernel / kernel.sum())[None, None])[:, 0].unflatten(0, (len(x), -1)).transpose(1, 2)
-    face = slice(latents["body"], latents["body"] + latents["face"])
-    return torch.cat([smooth[..., : face.start], x[..., face], smooth[..., face.stop :]], -1)
+__all__ = ["FiLM", "MotionConfig", "MotionDiT", "MotionModel", "Refiner", "noise_scheduler", "time_embedding"]
 
 
 class MotionModel(nn.Module):
@@ -180,12 +30,13 @@ class MotionModel(nn.Module):
         super().__init__()
         self.config, self.basis = config or MotionConfig(), basis
         self.embedding = Embedding(embedding, basis.sizes)
-        latents = self.embedding.config.latents
+        latents, columns = self.embedding.config.latents, self.embedding.config.features
         self.dit = MotionDiT(sum(latents.values()), self.config, self.embedding.config)
         self.refiner = Refiner(latents, self.config, self.config.width)
         self.register_buffer("scale", torch.ones(sum(latents.values())))  # one number per part: latents of order one
-        self.register_buffer("sound_mean", torch.zeros(self.embedding.config.features))
-        self.register_buffer("sound_std", torch.ones(self.embedding.config.features))
+        self.register_buffer("sound_mean", torch.zeros(columns))
+        self.register_buffer("sound_std", torch.ones(columns))
+        self.register_buffer("sound_rest", torch.zeros(columns))  # the features of digital silence
 
     @property
     def device(self) -> torch.device:
@@ -194,7 +45,14 @@ class MotionModel(nn.Module):
     def hear(self, sound: Tensor) -> Tensor:
         """Features (B, T, F) -> what the diffusion model is given, (B, T, width)."""
         sound = (sound - self.sound_mean) / self.sound_std
-        return self.dit.condition(self.embedding.audio(sound), sound)
+        a = self.embedding.audio(sound)
+        return self.dit.condition(a if self.config.embedded else torch.zeros_like(a), sound)
+
+    def features(self, audio, frames: int | None = None) -> Tensor:
+        """Sound (n,) float32 at 16 kHz -> its features (T, F), of the kind that the model was trained on."""
+        from aa.audio import features
+
+        return torch.from_numpy(features(audio, frames, kind=self.embedding.config.sound)).to(self.device)
 
     def to_latents(self, motion: Deformation) -> Tensor:
         """dG (T, V, 3) -> normalised latents (T, D), those that the diffusion model works on."""
@@ -224,47 +82,38 @@ class MotionModel(nn.Module):
     @torch.no_grad()
     def stream_latents(self, audio, seed=0, guidance=1.4, steps=6, frames=None) -> Iterator[Tensor]:
         """Normalised latents (n, D) window by window, starting at rest."""
-        from aa.audio import features
-
-        c = self.config
-        sound = torch.from_numpy(features(audio, frames, self.embedding.config.sound)).to(self.device)
+        c, sound = self.config, self.features(audio, frames)
         T, hop = len(sound), c.window - c.known - c.margin
         # Before the start the body is at rest and all is silent; behind the end there is silence too.
-        sound = F.pad(sound, (0, 0, c.known, c.window))
-        generator = torch.Generator().manual_seed(seed)
-        pace, push = noise_scheduler(c), self._guidance(guidance)
-        pace.set_timesteps(steps)
+        sound = torch.cat([self.silence(c.known), sound, self.silence(c.window)])
+        generator, sampler = torch.Generator().manual_seed(seed), Sampler(self, guidance, steps)
         x_known = torch.zeros(1, c.known, len(self.scale), device=self.device)
         context = 32  # frames of sound to each side that the convolutions look at
         for start in range(0, T, hop):
             lo = max(0, start - context)
             heard = self.hear(sound[None, lo : start + c.window + context])[:, start - lo :][:, : c.window]
             noise = torch.randn(1, c.window, len(self.scale), generator=generator).to(self.device)
-            x = self._sample(noise, heard, x_known, push, pace)
-            t = torch.arange(start - c.known, start - c.known + c.window, device=self.device)
-            refined = steady(self.refiner(x, heard, t[None].clamp_min(0)), self.embedding.config.latents)
+            x = sampler(noise, heard, x_known)
+            refined = self.finish(x, heard, start - c.known)
             x_known = x[:, hop : hop + c.known]
             yield refined[0, c.known : c.known + min(hop, T - start)]
 
-    def _guidance(self, guidance) -> Tensor:
-        """(D,) push per latent: a number is for body and hands, the face keeps to 1; or a dict by part."""
-        by_part = guidance if isinstance(guidance, dict) else {"body": guidance, "hand": guidance}
-        latents = self.embedding.config.latents
-        return torch.cat([torch.full((latents[p],), float(by_part.get(p, 1.0))) for p in PARTS]).to(self.device)
+    def live(self, seed: int = 0, **settings):
+        """A generator that is fed sound as it arrives: see `aa.live.Live`."""
+        from aa.live import Live
 
-    def _sample(self, noise: Tensor, heard: Tensor, x_known: Tensor, push: Tensor, pace) -> Tensor:
-        """DDIM from noise (1, W, D) with the first frames given by x_known (1, k, D)."""
-        W, k = noise.shape[1], x_known.shape[1]
-        known = (torch.arange(W, device=self.device) < k)[None]
-        x_known, x = F.pad(x_known, (0, 0, 0, W - k)), noise
-        both = torch.cat([heard, self.dit.silence.expand_as(heard)])
-        for tau in pace.timesteps:
-            tau2 = tau.expand(2).to(self.device)
-            x0, free = self.dit(x.expand(2, -1, -1), both, tau2, known.expand(2, -1), x_known.expand(2, -1, -1)).chunk(2)
-            x0 = torch.where(known[..., None], x_known, free + push * (x0 - free))
-            x0 = continued(x0, k, self.embedding.config.latents)
-            x = pace.step(x0, tau, x).prev_sample
-        return torch.where(known[..., None], x_known, x)
+        return Live(self, seed, **settings)
+
+    def silence(self, frames: int) -> Tensor:
+        """Features (frames, F) of nothing at all."""
+        return self.sound_rest.expand(frames, -1)
+
+    def finish(self, x: Tensor, heard: Tensor, start: int) -> Tensor:
+        """What comes after the diffusion: refiner and smoothing of sampled windows (B, W, D) that begin at frame `start`."""
+        if self.config.refine:
+            t = torch.arange(start, start + x.shape[1], device=x.device).clamp_min(0)
+            x = self.refiner(x, heard, t.expand(len(x), -1))
+        return steady(x, self.embedding.config.latents)
 
     def save(self, path, facts: dict | None = None) -> None:
         """Write weights (half precision), basis and sizes to `path`, and `facts` about the training beside it as .json."""
@@ -282,11 +131,66 @@ class MotionModel(nn.Module):
 
     @classmethod
     def load(cls, path=None, device="cpu") -> "MotionModel":
-        """The shipped model (assets/motion.safetensors), or one that `save` wrote; ready to generate."""
-        with safe_open(path or ASSETS / "motion.safetensors", "pt", device=str(device)) as f:
-            meta = json.loads(f.metadata()["config"])
-            t = {k: f.get_tensor(k) for k in f.keys()}  # noqa: SIM118
-        basis = Basis.from_tensors({k[6:]: v for k, v in t.items() if k.startswith("basis.")})
-        model = cls(basis, MotionConfig(**meta["motion"]), EmbeddingConfig(**{"sound": "mel", **meta["embedding"]})).to(device)
-        model.load_state_dict({k[4:]: v.float() for k, v in t.items() if k.startswith("net.")})
+        """The shipped model (assets/motion.safetensors), or one that `save` wrote; ready to generate.
+
+        Raises InputError: no such file, not a safetensors file (or half of one), not a motion model, weights of other sizes.
+        """
+        path = Path(path or ASSETS / "motion.safetensors")
+        if not path.is_file():
+            raise InputError(f"there is no motion model at {path}: give the .safetensors file that MotionModel.save wrote.")
+        try:
+            with safe_open(path, "pt", device=str(device)) as f:
+                meta = json.loads((f.metadata() or {})["config"])
+                t = {k: f.get_tensor(k) for k in f.keys()}  # noqa: SIM118
+            config, embedding = MotionConfig(**meta["motion"]), EmbeddingConfig(**{"sound": "mel", **meta["embedding"]})
+            basis = Basis.from_tensors({k[6:]: v for k, v in t.items() if k.startswith("basis.")})
+        except SafetensorError as error:
+            raise InputError(f"{path} is not a whole safetensors file ({error}): get or make the motion model again.") from error
+        except (KeyError, TypeError, ValueError) as error:
+            raise InputError(f"{path} holds no motion model ({error}): give a file that MotionModel.save wrote.") from error
+        model = cls(basis, config, embedding).to(device)
+        try:
+            weights = {k[4:]: v.float() for k, v in t.items() if k.startswith("net.")}
+            model.load_state_dict({"sound_rest": model.sound_rest, **weights})
+        except RuntimeError as error:
+            raise InputError(
+                f"the weights in {path} do not fit the sizes written in it: the file was changed or made by another version; "
+                "make the motion model again."
+            ) from error
         return model.eval()
+
+
+class Sampler:
+    """DDIM in few steps, with guidance and out-painting.
+
+    Args: guidance: how far parts are pushed from "any motion" to "motion for this sound" (1 is none): a number for body and hands,
+        the face keeps to 1; or a dict by part.
+    """
+
+    def __init__(self, model: MotionModel, guidance: float | dict = 1.4, steps: int = 6):
+        self.dit, self.latents = model.dit, model.embedding.config.latents
+        self.regression = model.config.regression
+        self.pace = noise_scheduler(model.config)
+        self.pace.set_timesteps(1 if self.regression else steps)
+        by_part = guidance if isinstance(guidance, dict) else {"body": guidance, "hand": guidance}
+        push = [torch.full((n,), float(by_part.get(p, 1.0))) for p, n in self.latents.items()]
+        self.push = torch.cat(push).to(model.device)  # (D,)
+
+    def __call__(self, x: Tensor, heard: Tensor, x_known: Tensor, first: int = 0) -> Tensor:
+        """From noise x (B, W, D), or clean motion noised to the level of step `first`, to X^0 (B, W, D).
+
+        heard (B, W, width); x_known (B, k, D) are the clean first frames.
+        """
+        (B, W, _), k = x.shape, x_known.shape[1]
+        known = (torch.arange(W, device=x.device) < k).expand(B, -1)
+        x_known, mark = F.pad(x_known, (0, 0, 0, W - k)), known[..., None]
+        if self.regression:
+            x = torch.zeros_like(x)
+        both, twice = torch.cat([heard, self.dit.silence.expand_as(heard)]), (2, 1, 1)
+        for tau in self.pace.timesteps[first:]:
+            tau2 = tau.expand(2 * B).to(x.device)
+            x0, free = self.dit(x.repeat(twice), both, tau2, known.repeat(2, 1), x_known.repeat(twice)).chunk(2)
+            x0 = torch.where(mark, x_known, free + self.push * (x0 - free))
+            x0 = continued(x0, k, self.latents)
+            x = x0 if self.regression else self.pace.step(x0, tau, x).prev_sample
+        return torch.where(mark, x_known, x)

@@ -1,8 +1,10 @@
 """Makes assets/motion.safetensors (and motion.json beside it): data, embedding, diffusion Transformer, refiner.
 
-    python assets/make_motion.py [--clips 320] [--steps 2600] [--folder runs/motion] [--out assets/motion.safetensors]
+    python assets/make_motion.py [--clips 320] [--steps 800 2600 400] [--folder runs/motion] [--out assets/motion.safetensors]
+    accelerate launch --multi_gpu assets/make_motion.py --device cuda
 
-The clips are kept in the folder, so that an interrupted run goes on. The notebooks 03 and 04 call the same functions.
+Clips and checkpoints are kept in the folder: called again, an interrupted run goes on and ends in the same weights. The notebooks 03
+and 04 call the same functions.
 """
 
 import argparse
@@ -18,9 +20,7 @@ def main() -> None:
 
     ask = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     ask.add_argument("--clips", type=int, default=320)
-    ask.add_argument("--embedding-steps", type=int, default=600)
-    ask.add_argument("--steps", type=int, default=2600)
-    ask.add_argument("--refiner-steps", type=int, default=200)
+    ask.add_argument("--steps", type=int, nargs=3, default=(800, 2600, 400), help="of embedding, diffusion and refiner")
     ask.add_argument("--seed", type=int, default=0)
     ask.add_argument("--folder", type=Path, default=ROOT / "runs" / "motion")
     ask.add_argument("--out", type=Path, default=ROOT / "assets" / "motion.safetensors")

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from aa.body import ASSETS, load_body
-from aa.motion import FiLM, MotionConfig, MotionDiT, MotionModel, Refiner, noise_scheduler, time_embedding
+from aa.motion import FiLM, MotionConfig, MotionDiT, MotionModel, Refiner, Sampler, noise_scheduler, time_embedding
 from aa.motion_data import Recipe, Stage, recipes, sound_of
 from aa.motion_metrics import Judge, closure_rate, correlation, lagged_correlation
 from aa.motion_training import known_frames, motion_loss, noised
@@ -94,14 +94,13 @@ def test_given_frames_do_not_count_and_are_kept(model):
     loss = motion_loss(x0_hat, x0, weight, known)
     assert float(loss["simple"]) == pytest.approx(2 / 10)
     drawn = known_frames(200, 80, 12, np.random.default_rng(0))
-    assert (drawn.sum(1) == 12).float().mean() > 0.6
+    assert (drawn.sum(1) == 12).float().mean() > 0.5
     assert (drawn.sum(1) < 12).any()
+    assert (drawn.sum(1) > 60).any()
     first = torch.randn(1, 12, len(model.scale)) * 0.1
-    pace = noise_scheduler(model.config)
-    pace.set_timesteps(3)
     noise, heard = torch.randn(1, 40, len(model.scale)), torch.randn(1, 40, model.config.width)
     with torch.no_grad():
-        x = model._sample(noise, heard, first, model._guidance(1.0), pace)
+        x = Sampler(model, 1.0, steps=3)(noise, heard, first)
     torch.testing.assert_close(x[:, :12], first)
 
 
