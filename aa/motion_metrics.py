@@ -1,6 +1,7 @@
 """How good generated motion is, against performances of the same speech: mouth in step, lips closed, hands alive."""
 
 import time
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -46,6 +47,18 @@ def stroke_speed(points) -> np.ndarray:
 def tremor(points: torch.Tensor) -> float:
     """Mean acceleration m/s^2 of points (T, n, 3): speed that changes from frame to frame."""
     return 625 * float(points.diff(dim=0, n=2).norm(dim=-1).mean())
+
+
+def reach(points) -> float:
+    """How far points (T, n, 3) m go: their distance from where they are on average, rms over time, mean over points."""
+    points = np.asarray(points)
+    return float(np.sqrt(np.square(points - points.mean(0)).sum(-1).mean(0)).mean())
+
+
+def apart(motions: list) -> float:
+    """Mean distance (m) between the same points of several motions (T, n, 3) at the same time: how different they are."""
+    pairs = [(a, b) for i, a in enumerate(motions) for b in motions[:i]]
+    return float(np.mean([np.linalg.norm(np.asarray(a) - np.asarray(b), axis=-1).mean() for a, b in pairs]))
 
 
 def beat_alignment(speeds: list[np.ndarray], loudnesses: list[np.ndarray], draws: int = 500, seed: int = 0) -> float:
@@ -108,12 +121,27 @@ class Judge:
             "closures": closures(speech), "silent": silent_frames(speech, len(truth)).numpy(), "lip_local_mm": 1000 * float(gap),
             "true_speed": stroke_speed(truth.means[:, hands]), "speed": stroke_speed(made.means[:, hands]),
             "jitter": tremor(made.means[:, hands]) / tremor(truth.means[:, hands]),
+            "true_reach": reach(truth.means[:, hands]), "reach": reach(made.means[:, hands]),
             "loudness": loudness(speech.audio, len(truth)), "seconds": seconds, "channels": channels("face", b.face),
         }  # fmt: skip
 
-    def __call__(self, recipes: list[Recipe], **settings) -> dict:
-        """Means over the recipes; the keys of notebook 04 and `silence_aperture` (of an open mouth)."""
-        return summary([self.clip(r, **settings) for r in recipes])
+    def __call__(self, recipes: list[Recipe], seeds: int = 1, **settings) -> dict:
+        """Means over the recipes; the keys of notebook 04, `silence_aperture` (of an open mouth), and with several `seeds`
+        `gesture_diversity_ratio`: how different gestures to the same sound are, against other performances of it."""
+        out = summary([self.clip(r, **settings) for r in recipes])
+        return out | ({"gesture_diversity_ratio": self.diversity(recipes, seeds, **settings)} if seeds > 1 else {})
+
+    def diversity(self, recipes: list[Recipe], seeds: int, **settings) -> float:
+        """How far apart the hands are in `seeds` versions of the same speech: generated against performed."""
+        hands, made, true = self.stage.parts.hand, [], []
+        for recipe in recipes:
+            speech = sound_of(recipe)
+            others = [replace(recipe, seed=recipe.seed + 50_000_000 * k) for k in range(seeds)]
+            plays = [self.stage.motion(r, speech).means[:, hands] for r in others]
+            true.append(apart(plays))
+            T = len(plays[0])
+            made.append(apart([self.generated(speech.audio, T, seed=k, **settings).means[:, hands] for k in range(seeds)]))
+        return float(np.mean(made) / np.mean(true))
 
 
 def summary(rows: list[dict]) -> dict:
@@ -129,6 +157,7 @@ def summary(rows: list[dict]) -> dict:
         "lip_local_mm": mean(r["lip_local_mm"] for r in rows),
         "offset_frames": int(np.argmax(lags)) - 5,
         "gesture_speed_ratio": mean(r["speed"].mean() for r in rows) / mean(r["true_speed"].mean() for r in rows),
+        "gesture_range_ratio": mean(r["reach"] for r in rows) / mean(r["true_reach"] for r in rows),
         "jitter_ratio": mean(r["jitter"] for r in rows),
         "beat_p_value": beat_alignment([r["speed"] for r in rows], [r["loudness"] for r in rows]),
         "silence_aperture": mean(quiet) if quiet else None,
@@ -145,15 +174,15 @@ def real_mouth(video) -> np.ndarray:
     from aa.errors import InputError
     from aa.media import FPS, iter_video
 
-    mesh = mp.solutions.face_mesh.FaceMesh(refine_landmarks=True)
     gap = []
-    for frame, _ in iter_video(video, fps=FPS):
-        found = mesh.process(np.ascontiguousarray(frame)).multi_face_landmarks
-        if not found:
-            gap.append(np.nan)
-            continue
-        point = lambda i, f=found[0], s=frame.shape: np.array([f.landmark[i].x * s[1], f.landmark[i].y * s[0]])  # noqa: E731
-        gap.append(np.linalg.norm(point(13) - point(14)) / np.linalg.norm(point(10) - point(152)))
+    with mp.solutions.face_mesh.FaceMesh(refine_landmarks=True) as mesh:
+        for frame, _ in iter_video(video, fps=FPS):
+            found = mesh.process(np.ascontiguousarray(frame)).multi_face_landmarks
+            if not found:
+                gap.append(np.nan)
+                continue
+            point = lambda i, f=found[0], s=frame.shape: np.array([f.landmark[i].x * s[1], f.landmark[i].y * s[0]])  # noqa: E731
+            gap.append(np.linalg.norm(point(13) - point(14)) / np.linalg.norm(point(10) - point(152)))
     gap = np.asarray(gap)
     seen = np.isfinite(gap)
     if seen.mean() < 0.5:
