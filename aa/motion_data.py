@@ -1,118 +1,35 @@
-"""Training data of the motion model: performed clips as coordinates in the particle basis, with the sound they go with.
+"""Training data of the motion model: performed recipes as coordinates in the particle basis, with the sound they go with.
 
-Speech (several voices and rates, pauses before, within and after it), silence, hiss and hum are performed by several people and
-styles, carried to the template body where they were made on another one, and written clip by clip, so that an interrupted run goes
-on where it stopped.
+Recipes (`aa.motion_recipes`) are performed by several people and styles, carried to the template body where they were made on
+another one, and written clip by clip, so that an interrupted run goes on where it stopped.
 """
 
+import hashlib
+from collections.abc import Iterator
 from copy import copy
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 
-from aa.audio import augment, features
+from aa.audio import features
 from aa.body import Body
-from aa.media import FPS, SAMPLE_RATE, replacing
+from aa.media import FPS, replacing
+from aa.motion_recipes import VOICES_TRAIN, VOICES_UNSEEN, Recipe, recipes, sound_of, takes_of
 from aa.parts import Basis, Parts, fit_basis, make_parts, split_parts, vertex_weights
 from aa.performer import Style, at_ease, perform
-from aa.speech import ESPEAK, SILENCE, Speech, sentences, silence, speak
+from aa.speech import SILENCE, Speech
 from aa.transfer import Deformation, Transfer, motion_from_rest
 from aa.visemes import BILABIAL, LIP_LOWER, LIP_UPPER, SKULL_FRONT, SKULL_TOP, UPPER_TEETH, lip_aperture, segments
 
-SHORTEST = 3.6  # s: a window of the motion model and a little more
-VOICES_TRAIN = ("joe", *list(ESPEAK)[:6])  # the last two voices are kept for tests
-VOICES_UNSEEN = tuple(list(ESPEAK)[6:])
+__all__ = [
+    "VOICES_TRAIN", "VOICES_UNSEEN", "Recipe", "Stage", "closures", "learn_basis", "make_clip", "make_clips", "recipes",
+    "silent_frames", "sound_of", "takes_of",
+]  # fmt: skip
 
-
-@dataclass(frozen=True)
-class Recipe:
-    """What one clip is made of; everything follows from it."""
-
-    kind: str  # "speech" or "rest"
-    text: tuple[str, ...] = ()  # one or two sentences
-    voice: str = "joe"
-    rate: float = 1.0
-    seed: int = 0
-    person: bool = False  # performed on a random person and carried over, rather than on the template
-    takes: int = 3  # versions of the sound: the clean one and augmented ones
-
-
-def recipes(count: int, seed: int = 0, split: str = "train", voices=VOICES_TRAIN, people: float = 0.08) -> list[Recipe]:
-    """`count` different clips: one in nine at rest, four in ten of the speech by the natural voice, two sentences in a fifth.
-
-    The sentences are few and a model learns them by heart, so two thirds of the training texts are shuffled words of them, half of
-    those mixed with words that do not exist. The first clips are the same whatever the count.
-    """
-    texts, out = sentences(split), []
-    natural = [v for v in voices if v == "joe"] * (len(voices) // 2)
-    for n in range(count):
-        rng = np.random.default_rng([seed, n])
-        number = seed * 100_000 + n + 1
-        if n % 9 == 8 and split == "train":
-            out.append(Recipe("rest", seed=number))
-            continue
-        order = np.random.default_rng([seed, 1, n // len(texts)]).permutation(len(texts))
-        text = tuple(texts[order[(n + k) % len(texts)]] for k in range(1 + int(rng.random() < 0.2)))
-        if split == "train" and n % 3:
-            text = (shuffled(texts, rng, invented=0.5 * (n % 3 - 1)),)
-        voice = str(rng.choice([*voices, *natural]))
-        out.append(Recipe("speech", text, voice, float(rng.uniform(0.85, 1.2)), number, bool(rng.random() < people)))
-    return out
-
-
-# Spellings that espeak reads as the sounds one would think.
-ONSETS = "b br bl p pr pl m m b p f fl fr v w t tr st d dr s sh ch k kr g gr l r n h j y th sp sm"
-NUCLEI = "a e i o u ee oo ai ow oa ar or er oy"
-CODAS = "- - b p m n t d s f v l k ng sh st mp nd"  # - for none
-
-
-def shuffled(texts: list[str], rng: np.random.Generator, invented: float) -> str:
-    """Six to nine random words of the sentences, a share of them invented: neighbours no sentence has."""
-    words = [w.strip('.,;:!?"').lower() for t in texts for w in t.split()]
-    out = []
-    for _ in range(int(rng.integers(6, 10))):
-        syllables = [str(rng.choice(x.split())) for x in (ONSETS, NUCLEI, CODAS) * int(rng.integers(1, 3))]
-        out.append("".join(syllables).replace("-", "") if rng.random() < invented else str(rng.choice(words)))
-    return " ".join(out).capitalize() + "."
-
-
-def sound_of(recipe: Recipe) -> Speech:
-    """The clean speech of a recipe, with pauses before, between and after; nothing at all for "rest"."""
-    rng = np.random.default_rng(recipe.seed)
-    if recipe.kind == "rest":
-        return silence(float(rng.uniform(SHORTEST, 5.5)))
-    pieces = [silence(float(rng.choice([0.05, rng.uniform(0.1, 1.2)], p=[0.4, 0.6])))]
-    for text in recipe.text:
-        pieces += [speak(text, recipe.voice, recipe.rate, recipe.seed % 1000), silence(float(rng.uniform(0.3, 1.4)))]
-    spare = SHORTEST - sum(p.duration for p in pieces)
-    return concatenate([*pieces, silence(spare)] if spare > 0.02 else pieces)
-
-
-def concatenate(pieces: list[Speech]) -> Speech:
-    """One speech after the other, times shifted."""
-    phonemes, words, now = [], [], 0.0
-    for p in pieces:
-        phonemes += [(s, a + now, b + now) for s, a, b in p.phonemes]
-        words += [(s, a + now, b + now) for s, a, b in p.words]
-        now += p.duration
-    audio = np.concatenate([p.audio for p in pieces]).astype(np.float32)
-    return Speech(audio, " ".join(p.text for p in pieces if p.text), phonemes, words, max(p.voice for p in pieces))
-
-
-def takes_of(recipe: Recipe, audio: np.ndarray) -> list[np.ndarray]:
-    """The sound (n,) as it may be recorded: clean, then augmented. A clip at rest gets silence, hiss and hum."""
-    rng = np.random.default_rng(recipe.seed + 7)
-    if recipe.kind == "speech":
-        return [audio, *(augment(audio, rng) for _ in range(recipe.takes - 1))]
-    n, t = len(audio), np.arange(len(audio)) / SAMPLE_RATE
-    hiss = rng.standard_normal(n) * 10 ** (-rng.uniform(45, 75) / 20)
-    hum = sum(np.sin(2 * np.pi * k * rng.choice([50, 60, 117]) * t) / k for k in (1, 2, 3)) * 10 ** (-rng.uniform(45, 70) / 20)
-    bump = np.convolve(rng.standard_normal(n), np.ones(64) / 64, "same") * 10 ** (-rng.uniform(40, 60) / 20)
-    choices = [audio, hiss, hum + 0.3 * hiss, bump]
-    return [choices[i].astype(np.float32) for i in (0, *rng.choice([1, 2, 3], recipe.takes - 1))]
+VERSION = 2  # raise it when the same recipe gives another clip, so that clips on disk are made anew
 
 
 class Stage:
@@ -171,13 +88,13 @@ def closures(speech: Speech) -> torch.Tensor:
 
 
 def silent_frames(speech: Speech, frames: int) -> torch.Tensor:
-    """(T,) bool: nothing is said at the frame's centre nor 60 ms around it."""
+    """(T,) bool: nothing is said, and no breath drawn, at the frame's centre nor 60 ms around it."""
     centre = (torch.arange(frames) + 0.5) / FPS
-    said = torch.zeros(frames, dtype=torch.bool)
-    for symbol, a, b in speech.phonemes:
+    busy = torch.zeros(frames, dtype=torch.bool)
+    for symbol, a, b in [*speech.phonemes, *(("breath", a, b) for a, b, _ in speech.breaths)]:
         if symbol not in ("", SILENCE):
-            said |= (centre > a - 0.06) & (centre < b + 0.06)
-    return ~said
+            busy |= (centre > a - 0.06) & (centre < b + 0.06)
+    return ~busy
 
 
 def learn_basis(stage: Stage, chosen: list[Recipe], every: int = 9) -> Basis:
@@ -186,8 +103,10 @@ def learn_basis(stage: Stage, chosen: list[Recipe], every: int = 9) -> Basis:
     return fit_basis(stage.parts, splits, stage.weights)
 
 
-def make_clip(stage: Stage, basis: Basis, recipe: Recipe, reduced: tuple[Stage, Basis] | None = None) -> dict[str, torch.Tensor]:
-    """One clip: coordinates (T, K), features (takes, T, F), silent (T,), aperture (T,) m, closures (m,).
+def make_clip(
+    stage: Stage, basis: Basis, recipe: Recipe, reduced: tuple[Stage, Basis] | None = None, sound: str = "phones"
+) -> dict[str, torch.Tensor]:
+    """One clip: coordinates (T, K), features (takes, T, F) of the kind `sound`, silent (T,), aperture (T,) m, closures (m,).
 
     `reduced`: stage and basis on few vertices, for speed; a motion that was carried over from another person needs all of them.
     """
@@ -196,27 +115,90 @@ def make_clip(stage: Stage, basis: Basis, recipe: Recipe, reduced: tuple[Stage, 
         stage, basis = reduced
     motion = stage.motion(recipe, speech)
     T = len(motion)
-    sound = np.stack([features(a, T) for a in takes_of(recipe, speech.audio)])
+    heard = np.stack([features(a, T, sound) for a in takes_of(recipe, speech)])
     return {
-        "coordinates": basis.encode(motion), "features": torch.from_numpy(sound).half(), "silent": silent_frames(speech, T),
+        "coordinates": basis.encode(motion), "features": torch.from_numpy(heard).half(), "silent": silent_frames(speech, T),
         "aperture": stage.lips(motion), "closures": closures(speech),
     }  # fmt: skip
 
 
-def make_clips(stage: Stage, basis: Basis, chosen: list[Recipe], folder=None, progress: bool = False) -> list[dict]:
-    """All clips; in `folder`, those that are there already are read instead of made."""
+def clip_key(basis: Basis, sound: str = "phones") -> str:
+    """What clips depend on besides their recipe: VERSION, the basis and the kind of features; part of the name of a kept clip."""
+    digest = hashlib.sha256(f"{VERSION} {sound}".encode())
+    for name, tensor in sorted(basis.tensors().items()):
+        digest.update(name.encode() + tensor.cpu().numpy().tobytes())
+    return digest.hexdigest()[:8]
+
+
+def clip_path(folder, recipe: Recipe, key: str) -> Path:
+    """Where `make_clips` keeps a clip; another recipe of the same number has another name."""
+    return Path(folder) / f"{recipe.seed:08d}-{key}-{hashlib.sha256(repr(recipe).encode()).hexdigest()[:8]}.safetensors"
+
+
+def make_clips(
+    stage: Stage, basis: Basis, chosen: list[Recipe], folder=None, progress: bool = False, sound: str = "phones", workers: int = 1
+) -> list[dict]:
+    """All clips; in `folder`, those that are there already are read instead of made. `workers`: processes, which need a folder, and
+    a script that keeps its own code below `if __name__ == "__main__":`; the clips do not depend on them."""
     from tqdm.auto import tqdm
 
-    out, few = [], stage.sparse()
+    key = clip_key(basis, sound)
+    if folder is None:
+        return [c for _, c in _made(stage, basis, tqdm(chosen, desc="clips", disable=not progress), sound)]
+    missing = [r for r in chosen if not clip_path(folder, r, key).exists()]
+    with tqdm(total=len(chosen), initial=len(chosen) - len(missing), desc="clips", disable=not progress) as bar:
+        if workers <= 1 or len(missing) < 8:
+            for recipe, clip in _made(stage, basis, missing, sound):
+                _keep(clip, clip_path(folder, recipe, key))
+                bar.update()
+        else:
+            for count in _in_processes(basis, missing, folder, sound, workers):
+                bar.update(count)
+    return [load_file(clip_path(folder, r, key)) for r in chosen]
+
+
+def _made(stage: Stage, basis: Basis, chosen, sound: str) -> Iterator[tuple[Recipe, dict]]:
+    few = stage.sparse()
     reduced = stage.select(few), basis.select(few)
-    for n, recipe in enumerate(tqdm(chosen, desc="clips", disable=not progress)):
-        path = None if folder is None else Path(folder) / f"{recipe.seed:08d}.safetensors"
-        if path is not None and path.exists():
-            out.append(load_file(path))
-            continue
-        out.append({k: v.contiguous() for k, v in make_clip(stage, basis, recipe, reduced).items()})
-        if path is not None:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with replacing(path) as part:
-                save_file(out[-1], part, {"recipe": f"{n} {recipe.voice} {recipe.kind}"})
-    return out
+    for recipe in chosen:
+        yield recipe, {k: v.contiguous() for k, v in make_clip(stage, basis, recipe, reduced, sound).items()}
+
+
+def _keep(clip: dict, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as part:
+        save_file(clip, part)
+
+
+def _in_processes(basis: Basis, missing: list[Recipe], folder, sound: str, workers: int) -> Iterator[int]:
+    """Make clips in several processes, eight at a time; yields how many are finished."""
+    import multiprocessing
+    from concurrent.futures import ProcessPoolExecutor, as_completed
+
+    spawn = multiprocessing.get_context("spawn")  # torch's threads do not survive a fork
+    with ProcessPoolExecutor(workers, spawn, _begin, (basis.tensors(),)) as pool:
+        futures = [pool.submit(_make_some, missing[k : k + 8], str(folder), sound) for k in range(0, len(missing), 8)]
+        try:
+            for future in as_completed(futures):
+                yield future.result()
+        finally:
+            for future in futures:  # after an error: no new ones, those under way end well
+                future.cancel()
+
+
+def _begin(tensors: dict[str, torch.Tensor]) -> None:
+    """A worker has one core, and makes its own stage once."""
+    from aa.body import load_body
+
+    torch.set_num_threads(1)
+    _worker["stage"], _worker["basis"] = Stage(load_body()), Basis.from_tensors(tensors)
+
+
+_worker: dict = {}  # of a process of `_in_processes`
+
+
+def _make_some(chosen: list[Recipe], folder: str, sound: str) -> int:
+    key = clip_key(_worker["basis"], sound)
+    for recipe, clip in _made(_worker["stage"], _worker["basis"], chosen, sound):
+        _keep(clip, clip_path(folder, recipe, key))
+    return len(chosen)

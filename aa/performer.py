@@ -63,8 +63,8 @@ def perform(body: Body, speech, seed: int = 0, style: Style = Style()) -> Perfor
     """Act out a speech.
 
     Args: body; speech with fields audio (n,) float32 at 16 kHz, phonemes [(IPA symbol, start s, end s)] and duration s, as
-        aa.speech.Speech, and, where known, text and words [(word, start s, end s)], without which all gestures are beats; seed of
-        what the speech does not determine; style.
+        aa.speech.Speech, and, where known, text and words [(word, start s, end s)], without which all gestures are beats, and
+        breaths [(start s, end s, opening)] through the mouth; seed of what the speech does not determine; style.
     Returns: Performance of T = round(25 * duration) frames. The same arguments give the same performance.
     Raises: InputError when the speech is shorter than one frame.
     """
@@ -80,11 +80,12 @@ def perform(body: Body, speech, seed: int = 0, style: Style = Style()) -> Perfor
     planned = plan_gestures(speech, parts, style.tempo, style.handedness, style.rate, np.random.default_rng([seed, 1]))
     planned = planned if style.amplitude > 0 else []
     head = head_motion(times, beats, spoken, energy, style, rng) + style.head * shakes(times, planned)
-    curves = articulate(speech.phonemes, speech.audio, times, duration, 0.94 + 0.06 * style.expressiveness)
+    breaths = getattr(speech, "breaths", ())
+    curves = articulate(speech.phonemes, speech.audio, times, duration, 0.94 + 0.06 * style.expressiveness, breaths)
     add_upper_face(curves, times, beats, planned, spoken, head, duration, style, rng)
     pulse = speech_energy(speech.audio, times, 0.16) - energy  # the syllables
     rotvecs = arm_motion(body, times, planned, beats, energy, pulse, style, rng)
-    add_trunk(body, rotvecs, times, head, spoken, energy, style, rng)
+    add_trunk(body, rotvecs, times, head, spoken, energy, style, rng, breaths)
     actions = np.zeros((T, len(body.action_names)))
     for name, curve in curves.items():
         actions[:, body.action(name)] = curve
@@ -149,7 +150,7 @@ def shifts(times, spoken, rng) -> np.ndarray:
     return glide(times, keys, np.stack(rows))
 
 
-def add_trunk(body: Body, rotvecs, times, head, spoken, energy, style: Style, rng) -> None:
+def add_trunk(body: Body, rotvecs, times, head, spoken, energy, style: Style, rng, breaths=()) -> None:
     """Add head, sway and breathing to `rotvecs` (T, J, 3) in place; hips and legs stay still."""
     for name, share in NECK.items():
         rotvecs[:, body.joint(name)] += share * head
@@ -162,6 +163,8 @@ def add_trunk(body: Body, rotvecs, times, head, spoken, energy, style: Style, rn
     rotvecs[:, body.joint("spine02"), 1] -= 0.9 * shift[:, 1]
     rotvecs[:, body.joint("neck01"), 1] -= 0.5 * shift[:, 1]
     breath = np.sin(2 * np.pi * (0.25 * style.tempo * times + rng.uniform()))
+    for start, end, opening in breaths:  # the chest fills, and empties while speaking
+        breath = breath + 1.5 * opening * keyed(times, [start - 0.05, end, end + 0.3, end + 2.5], [0, 1, 1, 0])
     rotvecs[:, body.joint("spine02"), 0] -= 0.008 * breath
     rotvecs[:, body.joint("neck01"), 0] += 0.008 * breath
     for side, sign in (("L", 1), ("R", -1)):

@@ -24,10 +24,19 @@ from aa.voices import ESPEAK, SILENCE, Phone, bare, espeak, piper
 __all__ = ["SILENCE", "VOICES", "Speech", "bare", "coverage", "sentences", "silence", "speak"]
 
 VOICES = ("joe", *ESPEAK)
+ACCENTS = ("en-us", "en-us-nyc", "en", "en-gb-x-rp", "en-gb-scotland", "en-gb-x-gbcwmd")  # of espeak-ng
+TIMBRES = (
+    "f1", "f2", "f3", "f4", "f5", "m1", "m2", "m3", "m5", "m6", "m7", "m8", "klatt", "klatt4", "steph", "steph3", "linda", "anika",
+    "aunty", "belinda", "Alicia", "Andrea", "grandma", "grandpa", "adam", "antonio", "benjamin", "boris", "caleb", "david", "ed",
+    "edward", "gustave", "ian", "iven", "john", "marcelo", "max", "michel", "miguel", "norbert", "pablo", "paul", "pedro", "quincy",
+    "rob", "robert", "sandro", "shelby", "travis", "victor", "zac", "Alex", "Andy", "Denis", "Diogo", "Gene", "Henrique", "Hugo",
+    "Jacky", "Lee", "Marco", "Mario", "Michael", "Mike", "Nguyen", "Reed",
+)  # fmt: skip
 RATES = (0.5, 2.0)  # accepted speed factors
 LEAD = 0.12  # s of silence in front
 VERSION = 1  # raise it when voices sound or are timed differently, so that what is kept on disk is made anew
 KEPT_BYTES = 10**9  # of the cache, about 10,000 sentences
+_TIMED = ("phonemes", "words", "breaths")  # lists of what happens when
 SCALE = 32767  # samples are multiples of 1 / SCALE: 16 bit on disk loses nothing
 
 
@@ -40,6 +49,7 @@ class Speech:
     phonemes: list = field(default_factory=list)  # (IPA symbol or SILENCE, start, end)
     words: list = field(default_factory=list)  # (word, start, end)
     voice: str = ""
+    breaths: list = field(default_factory=list)  # (start, end, opening of the mouth in [0, 1]): see `aa.breath`
 
     @property
     def duration(self) -> float:
@@ -51,7 +61,7 @@ class Speech:
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         save_arrays(folder / "audio.safetensors", {"audio": self.audio})
-        facts = {"text": self.text, "voice": self.voice, "phonemes": self.phonemes, "words": self.words}
+        facts = {name: getattr(self, name) for name in ("text", "voice", *_TIMED)}
         save_json(folder / "speech.json", facts)
         return folder
 
@@ -62,7 +72,7 @@ class Speech:
         if not (folder / "speech.json").is_file():
             raise InputError(f"{folder} holds no speech: give a folder with speech.json and audio.safetensors.")
         facts = json.loads((folder / "speech.json").read_text(encoding="utf-8"))
-        timed = {name: [tuple(item) for item in facts.pop(name)] for name in ("phonemes", "words")}
+        timed = {name: [tuple(item) for item in facts.pop(name, [])] for name in _TIMED}
         return cls(load_file(folder / "audio.safetensors")["audio"], **facts, **timed)
 
     @classmethod
@@ -89,14 +99,27 @@ def silence(seconds: float) -> Speech:
     return Speech(np.zeros(count, np.float32), "", [(SILENCE, 0.0, count / SAMPLE_RATE)], [])
 
 
+def any_voice(rng: np.random.Generator) -> str:
+    """A random voice of espeak-ng for `speak`, one of some 400: an accent and a timbre, half of them American. None of these
+    accents and timbres belongs to the last two of `VOICES`."""
+    accent = "en-us" if rng.random() < 0.5 else str(rng.choice(ACCENTS))
+    return f"{accent}+{rng.choice(TIMBRES)}"
+
+
+def _is_varied(voice: str) -> bool:
+    accent, _, timbre = voice.partition("+")
+    return accent in ACCENTS and timbre in TIMBRES
+
+
 def speak(text: str, voice: str = "joe", rate: float = 1.0, seed: int = 0, cache: bool = True) -> Speech:
     """Text -> `Speech`. `rate` 2.0 is twice as fast; another `seed` says it a little differently, the same one identically.
 
     With `cache`, what was spoken before is read from disk ($AA_CACHE or ~/.cache/audioavatar, folder "speech"), the same bytes.
+    `voice`: one of `VOICES`, or one of `any_voice`, whose pitch the seed decides.
     Raises InputError for text that cannot be spoken (see `aa.transcript.readable`), an unknown voice or a rate outside 0.5 .. 2.
     """
     text = readable(text)
-    if voice not in VOICES:
+    if voice not in VOICES and not _is_varied(voice):
         raise InputError(f'there is no voice "{voice}": choose one of {", ".join(VOICES)}.')
     if not RATES[0] <= rate <= RATES[1]:
         raise InputError(f"the speaking rate is {rate}: give a factor between {RATES[0]} and {RATES[1]}.")
@@ -115,8 +138,9 @@ def _speak(text: str, voice: str, rate: float, seed: int) -> Speech:
     if voice == "joe":
         sound, rate_hz, phones, words = piper(text, rate * (1 + faster))
     else:
-        name, speed, pitch = ESPEAK[voice]
-        sound, rate_hz, phones, words = espeak(text, name, speed * rate * (1 + faster), pitch + higher)
+        name, speed, pitch = ESPEAK.get(voice, (voice, 160, 50))
+        spread = 1 if voice in ESPEAK else 3
+        sound, rate_hz, phones, words = espeak(text, name, speed * rate * (1 + faster), pitch + spread * higher)
     return _timed(text, voice, sound, rate_hz, phones, words)
 
 

@@ -18,66 +18,87 @@ LABIODENTAL = set("fv")
 LIP_UPPER, LIP_LOWER = 520, 540  # vertices of the body: the two lips where they touch on the midline
 SKULL_TOP, SKULL_FRONT, UPPER_TEETH = 5352, 1013, 14045  # midline vertices that no facial action moves
 
-# What a phoneme asks: (strength, {action: value}). Left and right actions share a name without its side. Openings of the lips in
-# millimetres on the mean adult: jaw 34.7, funnel 11.8, lowerDown 4.0, upperUp 5.0 (both sides) per unit; pucker closes by 3.1.
-_SPREAD = {"stretch": 0.25, "smile": 0.12, "lowerDown": 0.15, "pucker": 0.0, "funnel": 0.0}
-_TEETH = {"jaw": 0.05, "stretch": 0.22, "lowerDown": 0.32, "upperUp": 0.10, "pucker": 0.0}
-_HUSH = {"jaw": 0.08, "funnel": 0.32, "pucker": 0.35, "lowerDown": 0.25, "upperUp": 0.2, "stretch": 0.0}
-_LIP_TEETH = {"jaw": 0.075, "rollLower": 0.85, "shrugLower": 0.1, "upperUp": 0.3, "funnel": 0.0, "pucker": 0.0, "lowerDown": 0.0}
-_BITE = {"jaw": 0.05, "rollLower": 1.0, "shrugLower": 0.0, "upperUp": 0.40, "funnel": 0.0, "pucker": 0.0, "lowerDown": 0.0}
-_TIP = {"jaw": 0.095, "tongue": 0.06}
+# Millimetres between the inner lips per unit of an action on the mean adult (linear: blend shapes). Left and right share a name.
+LIPS_APART = {"jaw": 34.7, "funnel": 11.8, "upperUp": 5.0, "lowerDown": 4.0, "stretch": 0.6,
+              "rollLower": -1.9, "smile": -2.8, "pucker": -3.1, "shrugLower": -5.2}  # fmt: skip
+OPEN = 6.0  # mm: the gap of an ordinary unrounded sound, the unit of the gaps below
+
+
+def _mouth(strength: float, gap: float, **shape: float) -> tuple[float, dict[str, float]]:
+    """(strength, {action: value}) of a mouth with this `gap` and this shape of the lips: the jaw opens as far as that takes."""
+    lips = sum(LIPS_APART.get(action, 0) * value for action, value in shape.items())
+    return strength, {"jaw": round(max((OPEN * gap - lips) / LIPS_APART["jaw"], 0.02), 3), **shape}
+
+
+# What a phoneme asks: strength, gap of the inner lips, and how the lips are shaped. The gaps come from two real speakers (8 and 3.5
+# s of video; MediaPipe's inner lips in the middle of each sound, timed by forced alignment, over the speaker's median open gap):
+# p b m .01, u .10, w .19, f v .5, ʊ .59, ɹ .84, and everything unrounded .9 to 1.1: s t d k as open as vowels, i as ɑ. So rounding
+# nearly closes the lips, and the height of a vowel hardly shows in them. Two people are few, and most can be seen to open the
+# mouth for ɑ: half of what textbooks tell about height is kept. `dominance` averages neighbours, which draws gaps together, so that
+# w and u ask for less, with more strength, to come near their measure.
+_BROAD = {"pucker": 0.0, "funnel": 0.0}
+_TIP = {"lowerDown": 0.10, "tongue": 0.06}
+_TEETH = {"stretch": 0.22, "lowerDown": 0.45, "upperUp": 0.20, "pucker": 0.0}  # the lips part, the teeth stay together
+_BITE = _mouth(1.0, 0.45, rollLower=1.0, shrugLower=0.0, upperUp=0.45, lowerDown=0.0, **_BROAD)[1]
+_LIP_TEETH = {"rollLower": 0.85, "shrugLower": 0.1, "upperUp": 0.35, "lowerDown": 0.0, **_BROAD}
+_BREATH = _mouth(1.0, 2.0, lowerDown=0.12, upperUp=0.10, funnel=0.05)[1]  # a mouth that draws breath: 12 mm
 PHONEMES = {
-    "a": (1.0, {"jaw": 0.33, "lowerDown": 0.22, "upperUp": 0.10, "pucker": 0.0}),
-    "æ": (1.0, {"jaw": 0.31, "lowerDown": 0.25, "upperUp": 0.12, "stretch": 0.25, "pucker": 0.0}),
-    "ɑ": (1.0, {"jaw": 0.36, "lowerDown": 0.15, "funnel": 0.04, "pucker": 0.0}),
-    "ɒ": (1.0, {"jaw": 0.34, "lowerDown": 0.10, "funnel": 0.15, "pucker": 0.12}),
-    "ɔ": (1.0, {"jaw": 0.28, "funnel": 0.24, "pucker": 0.30, "stretch": 0.0}),
-    "o": (1.1, {"jaw": 0.20, "funnel": 0.28, "pucker": 0.55, "stretch": 0.0}),
-    "u": (1.2, {"jaw": 0.12, "funnel": 0.22, "pucker": 0.85, "stretch": 0.0, "smile": 0.0}),
-    "ʊ": (1.0, {"jaw": 0.15, "funnel": 0.20, "pucker": 0.50, "stretch": 0.0}),
-    "ʌ": (0.9, {"jaw": 0.29, "lowerDown": 0.15, "upperUp": 0.06}),
-    "ɐ": (0.7, {"jaw": 0.22, "lowerDown": 0.12, "upperUp": 0.04}),
-    "ə": (0.5, {"jaw": 0.17, "lowerDown": 0.08}),
-    "ɜ": (0.9, {"jaw": 0.20, "funnel": 0.16, "pucker": 0.18}),
-    "ɚ": (0.7, {"jaw": 0.17, "funnel": 0.15, "pucker": 0.20}),
-    "ɛ": (0.95, {"jaw": 0.27, "lowerDown": 0.22, "upperUp": 0.08, "stretch": 0.22, "pucker": 0.0}),
-    "e": (0.95, {"jaw": 0.21, **_SPREAD, "lowerDown": 0.22}),
-    "i": (1.0, {"jaw": 0.10, **_SPREAD, "stretch": 0.38, "smile": 0.22, "lowerDown": 0.22}),
-    "ɪ": (0.8, {"jaw": 0.15, **_SPREAD}),
-    "ᵻ": (0.5, {"jaw": 0.13, "stretch": 0.12}),
-    "ʉ": (1.1, {"jaw": 0.11, "funnel": 0.2, "pucker": 0.75}),
-    "y": (1.1, {"jaw": 0.10, "funnel": 0.2, "pucker": 0.80}),
-    "ø": (1.0, {"jaw": 0.18, "funnel": 0.22, "pucker": 0.55}),
-    "œ": (1.0, {"jaw": 0.25, "funnel": 0.22, "pucker": 0.35}),
-    "p": (1.0, {"jaw": 0.08}),
-    "b": (1.0, {"jaw": 0.08}),
-    "m": (1.0, {"jaw": 0.08}),
-    "ɱ": (1.0, {"jaw": 0.08}),
-    "f": (1.6, _LIP_TEETH),
-    "v": (1.5, _LIP_TEETH),
-    "w": (1.4, {"jaw": 0.09, "funnel": 0.14, "pucker": 0.95, "stretch": 0.0, "smile": 0.0}),
-    "ʍ": (1.4, {"jaw": 0.09, "funnel": 0.14, "pucker": 0.95}),
-    "θ": (1.0, {"jaw": 0.13, "tongue": 0.54, "lowerDown": 0.18, "upperUp": 0.12}),
-    "ð": (0.9, {"jaw": 0.12, "tongue": 0.52, "lowerDown": 0.15, "upperUp": 0.10}),
-    "t": (0.8, _TIP),
-    "d": (0.8, _TIP),
-    "n": (0.8, _TIP),
-    "ɾ": (0.5, {"jaw": 0.14, "tongue": 0.05}),
-    "l": (0.8, {"jaw": 0.15, "tongue": 0.24, "lowerDown": 0.12}),
-    "ɫ": (0.8, {"jaw": 0.15, "tongue": 0.20, "lowerDown": 0.12}),
-    "s": (1.3, _TEETH),
-    "z": (1.3, _TEETH),
-    "ʃ": (1.4, _HUSH),
-    "ʒ": (1.4, _HUSH),
-    "ɹ": (0.9, {"jaw": 0.12, "funnel": 0.24, "pucker": 0.36, "stretch": 0.0}),
-    "r": (0.8, {"jaw": 0.14, "funnel": 0.1, "pucker": 0.1}),
-    "j": (0.7, {"jaw": 0.11, "stretch": 0.28, "smile": 0.12, "pucker": 0.0}),
-    "k": (0.6, {"jaw": 0.125}),
-    "ɡ": (0.6, {"jaw": 0.125}),
-    "ŋ": (0.6, {"jaw": 0.125}),
-    "x": (0.45, {"jaw": 0.15}),
-    "h": (0.25, {"jaw": 0.20}),
-    "ʔ": (0.25, {"jaw": 0.14}),
+    # open and middle vowels
+    "a": _mouth(1.0, 1.65, lowerDown=0.22, upperUp=0.10, pucker=0.0),
+    "æ": _mouth(1.0, 1.70, lowerDown=0.28, upperUp=0.14, stretch=0.25, pucker=0.0),
+    "ɑ": _mouth(1.0, 1.80, lowerDown=0.15, funnel=0.04, pucker=0.0),
+    "ɛ": _mouth(0.95, 1.35, lowerDown=0.24, upperUp=0.08, stretch=0.22, pucker=0.0),
+    "ʌ": _mouth(0.9, 1.40, lowerDown=0.15, upperUp=0.06),
+    "ɐ": _mouth(0.7, 1.20, lowerDown=0.12, upperUp=0.04),
+    "ə": _mouth(0.5, 1.00, lowerDown=0.08),
+    # spread vowels
+    "e": _mouth(0.95, 1.20, stretch=0.25, smile=0.12, lowerDown=0.22, **_BROAD),
+    "i": _mouth(1.0, 0.95, stretch=0.38, smile=0.22, lowerDown=0.30, upperUp=0.08, **_BROAD),
+    "ɪ": _mouth(0.8, 1.05, stretch=0.25, smile=0.12, lowerDown=0.18, **_BROAD),
+    "ᵻ": _mouth(0.5, 0.95, stretch=0.12),
+    # rounded vowels
+    "ɒ": _mouth(1.0, 1.20, lowerDown=0.10, funnel=0.15, pucker=0.15),
+    "ɔ": _mouth(1.0, 0.65, funnel=0.20, pucker=0.42, stretch=0.0),
+    "o": _mouth(1.1, 0.65, funnel=0.20, pucker=0.62, stretch=0.0),
+    "ʊ": _mouth(1.0, 0.55, funnel=0.14, pucker=0.55, stretch=0.0),
+    "u": _mouth(1.6, 0.06, funnel=0.10, pucker=0.88, stretch=0.0, smile=0.0),
+    "ʉ": _mouth(1.3, 0.20, funnel=0.10, pucker=0.80),
+    "y": _mouth(1.3, 0.15, funnel=0.10, pucker=0.82),
+    "ø": _mouth(1.0, 0.60, funnel=0.18, pucker=0.58),
+    "œ": _mouth(1.0, 0.90, funnel=0.20, pucker=0.38),
+    "ɜ": _mouth(0.9, 0.80, funnel=0.14, pucker=0.22),
+    "ɚ": _mouth(0.7, 0.80, funnel=0.13, pucker=0.24),
+    # consonants of the lips; p b m and f v are brought all the way by `seals` and `bites`
+    "p": _mouth(1.0, 0.46),
+    "b": _mouth(1.0, 0.46),
+    "m": _mouth(1.0, 0.46),
+    "ɱ": _mouth(1.0, 0.46),
+    "f": _mouth(1.6, 0.45, **_LIP_TEETH),
+    "v": _mouth(1.5, 0.45, **_LIP_TEETH),
+    "w": _mouth(2.2, 0.06, funnel=0.06, pucker=0.95, stretch=0.0, smile=0.0),
+    "ʍ": _mouth(2.2, 0.06, funnel=0.06, pucker=0.95, stretch=0.0, smile=0.0),
+    "ɹ": _mouth(0.9, 0.80, funnel=0.20, pucker=0.38, stretch=0.0),
+    "ʃ": _mouth(1.4, 1.10, funnel=0.30, pucker=0.36, lowerDown=0.25, upperUp=0.2, stretch=0.0),
+    "ʒ": _mouth(1.4, 1.10, funnel=0.30, pucker=0.36, lowerDown=0.25, upperUp=0.2, stretch=0.0),
+    # consonants of the tongue
+    "θ": _mouth(1.0, 1.00, tongue=0.54, lowerDown=0.18, upperUp=0.12),
+    "ð": _mouth(0.9, 1.00, tongue=0.52, lowerDown=0.15, upperUp=0.10),
+    "t": _mouth(0.8, 0.90, **_TIP),
+    "d": _mouth(0.8, 0.90, **_TIP),
+    "n": _mouth(0.8, 0.90, **_TIP),
+    "ɾ": _mouth(0.5, 1.00, tongue=0.05),
+    "l": _mouth(0.8, 1.00, tongue=0.24, lowerDown=0.12),
+    "ɫ": _mouth(0.8, 1.00, tongue=0.20, lowerDown=0.12),
+    "s": _mouth(1.3, 0.95, **_TEETH),
+    "z": _mouth(1.3, 0.95, **_TEETH),
+    "r": _mouth(0.8, 0.90, funnel=0.1, pucker=0.1),
+    "j": _mouth(0.4, 0.90, stretch=0.28, smile=0.12, pucker=0.0),  # weak: before u it is as closed as u
+    "k": _mouth(0.6, 0.95),
+    "ɡ": _mouth(0.6, 0.95),
+    "ŋ": _mouth(0.6, 0.95),
+    "x": _mouth(0.45, 1.00),
+    "h": _mouth(0.25, 1.10),
+    "ʔ": _mouth(0.25, 0.95),
 }
 ALIASES = {
     "g": "ɡ",
@@ -97,7 +118,7 @@ ALIASES = {
 }
 VOWELS = set("aæɑɒɔouʊʌɐəɜɚɛeiɪᵻʉyøœ")
 ACTIONS = ("jaw", "pucker", "funnel", "stretch", "smile", "lowerDown", "upperUp", "rollLower", "shrugLower", "tongue")
-OPENING = {"jaw": 34.7, "funnel": 11.8, "lowerDown": 4.0, "upperUp": 5.0}  # mm per unit, see PHONEMES
+_OPENING = ("jaw", "funnel", "lowerDown", "upperUp")  # what loudness widens
 _DECAY, _LEAD_DECAY = 0.042, 0.075  # s: how fast dominance falls, and ahead of the phoneme for rounding, which starts early
 _ROUNDING = ("pucker", "funnel")
 _SPECIAL = ("rollLower", "shrugLower", "tongue")
@@ -187,7 +208,7 @@ def dominance(parts: list[Segment], times, gains) -> dict[str, np.ndarray]:
             lead = _LEAD_DECAY if action in _ROUNDING and asks.get(action, 0) > 0.2 else _DECAY
             # A phoneme that says nothing about an action draws it to rest, weakly unless the action serves a few sounds only.
             d = (strength if action in asks else 0.6 if action in _SPECIAL else 0.12) * np.exp(-before / lead - after / _DECAY)
-            total[action] += d * asks.get(action, 0.0) * (gain if action in OPENING and s.symbol in VOWELS else 1.0)
+            total[action] += d * asks.get(action, 0.0) * (gain if action in _OPENING and s.symbol in VOWELS else 1.0)
             weight[action] += d
     return {a: total[a] / weight[a] for a in ACTIONS}
 
@@ -223,11 +244,22 @@ def bites(parts: list[Segment], times) -> np.ndarray:
     return out
 
 
-def articulate(phonemes, audio, times, duration: float, amplitude: float = 1.0) -> dict[str, np.ndarray]:
+def inhaling(breaths, parts: list[Segment], times) -> tuple[np.ndarray, np.ndarray]:
+    """Curves (T,) in [0, 1] of the mouth held open by `breaths` [(start s, end s, opening)], and of the time in which lips need not
+    rest: from a breath the mouth goes on to the first sound if that follows soon."""
+    wide, awake = np.zeros(len(times)), np.zeros(len(times))
+    for start, end, opening in breaths:
+        wide = np.maximum(wide, opening * window_curve(times, start + 0.08, end - 0.06, 0.14, 0.14))
+        soon = min((s.start for s in parts if not s.pause and s.start >= end - 0.01), default=end + 1) < end + 0.16
+        awake = np.maximum(awake, window_curve(times, start, end + 0.16 if soon else end, 0.10, 0.10))
+    return wide, awake
+
+
+def articulate(phonemes, audio, times, duration: float, amplitude: float = 1.0, breaths=()) -> dict[str, np.ndarray]:
     """Curves (T,) in [0, 1] of the ARKit mouth actions, by their full names.
 
     Args: phonemes [(IPA symbol, start s, end s)]; audio (n,) 16 kHz mono, whose loudness widens the vowels; times (T,) s;
-        amplitude of the openings, 1 is a normal speaker.
+        amplitude of the openings, 1 is a normal speaker; breaths [(start s, end s, opening)] drawn through the mouth.
     """
     parts = segments(phonemes, duration)
     middle = np.array([(s.start + s.end) / 2 for s in parts])
@@ -238,12 +270,16 @@ def articulate(phonemes, audio, times, duration: float, amplitude: float = 1.0) 
     for action, value in _BITE.items():
         c[action] = c[action] + bite * (value - c[action])
     pressed, resting = seals(parts, times)
+    wide, awake = inhaling(breaths, parts, times)
+    wide, resting = wide * (1 - pressed), resting * (1 - awake)
     seal = np.maximum(pressed, resting)
     for action in ("funnel", "lowerDown", "upperUp", "rollLower", "tongue"):
         c[action] = c[action] * (1 - seal)
     c["jaw"] = c["jaw"] * (1 - 0.55 * pressed) * (1 - resting)
     for action in ("pucker", "stretch", "smile"):
         c[action] = c[action] * (1 - 0.9 * resting)
+    for action, value in _BREATH.items():
+        c[action] = c[action] + wide * np.maximum(value - c[action], 0)
     out = {
         "jawOpen": c["jaw"],
         "mouthClose": 1.02 * c["jaw"] * seal,  # 34.7 mm of jaw against 34.0 mm of closing

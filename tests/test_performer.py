@@ -92,9 +92,10 @@ def test_lips_close_for_other_faces_too(body, speeches, shows):
 
 
 GROUPS = {  # how the middle of a sound must look, mm: gap of the lips, width of the mouth and how far the lips are protruded
-    "i": "gap 2..7 width 53..60 lips -3..3", "ɑ": "gap 9..16 width 46..54.5 lips -5..2", "æ": "gap 9..16 width 48..55 lips -5..2",
-    "u": "gap 2..8 width 41..46 lips 4..9", "w": "gap 1..6 width 40..46 lips 4..9", "o": "gap 6..12 width 42..48.5 lips 1..7",
-    "s": "gap 2..7 width 50..56 lips -2..3", "ʃ": "gap 4..10 width 43..49.5 lips 2..7", "f": "gap 1..3 width 48..56 lips -4..-1",
+    "i": "gap 3.5..7.5 width 53..60 lips -3..3", "ɑ": "gap 8..13 width 46..54.5 lips -5..2",
+    "æ": "gap 8..13 width 48..55 lips -5..2",
+    "u": "gap 0..3 width 41..46 lips 4..9", "w": "gap 0..2.5 width 40..46 lips 4..9", "o": "gap 3.5..7 width 42..48.5 lips 1..7",
+    "s": "gap 4..7.5 width 50..56 lips -2..3", "ʃ": "gap 4..10 width 43..49.5 lips 2..7", "f": "gap 1..3 width 48..56 lips -4..-1",
     "v": "gap 1..3 width 48..56 lips -4..-1", "b": "gap 0..0.3 width 48..58 lips -2..3", "θ": "gap 3..9", "l": "gap 3..9",
 }  # fmt: skip
 CORNERS, TONGUE_TIP = (7151, 3720), 13450  # vertices: corners of the mouth, left and right; tip of the tongue
