@@ -109,9 +109,9 @@ def test_voices_differ_in_pitch_and_accent():
     assert len(set(joined.values())) >= 4
 
     def pitch(voice):
-        from aa.audio import _pitch, frame_count
+        from aa import acoustics
 
-        strength, hertz = _pitch(said(voice).audio, frame_count(len(said(voice).audio)))
+        strength, hertz = acoustics.pitch(said(voice).audio, acoustics.frame_count(len(said(voice).audio)))
         return np.median(hertz[strength > 0.8])
 
     assert pitch("gb-woman") > 1.3 * pitch("gb-man")
