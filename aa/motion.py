@@ -20,7 +20,7 @@ from aa.errors import InputError
 from aa.parts import Basis
 from aa.transfer import Deformation
 
-__all__ = ["FiLM", "MotionConfig", "MotionDiT", "MotionModel", "Refiner", "noise_scheduler", "time_embedding"]
+__all__ = ["FiLM", "MotionConfig", "MotionDiT", "MotionModel", "Refiner", "Sampler", "noise_scheduler", "time_embedding"]
 
 
 class MotionModel(nn.Module):

@@ -1,12 +1,14 @@
 """Motion diffusion: FiLM, schedule, windows; and the shipped model against performances it has not seen."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
 from aa.body import ASSETS, load_body
+from aa.errors import InputError
 from aa.motion import FiLM, MotionConfig, MotionDiT, MotionModel, Refiner, Sampler, noise_scheduler, time_embedding
 from aa.motion_data import Recipe, Stage, recipes, sound_of
 from aa.motion_metrics import Judge, closure_rate, correlation, lagged_correlation
@@ -169,6 +171,25 @@ def test_saved_and_loaded_is_the_same(model, audio, tmp_path):
     assert (ASSETS / "motion.safetensors").stat().st_size < 20e6
     a, b = model.generate(audio[:16000]), copy.generate(audio[:16000])
     torch.testing.assert_close(a.means, b.means, atol=1e-4, rtol=0)
+
+
+def test_files_that_hold_no_model_are_refused_in_a_sentence(model, tmp_path):
+    path = tmp_path / "m.safetensors"
+    with pytest.raises(InputError, match="there is no motion model"):
+        MotionModel.load(path)
+    path.write_bytes((ASSETS / "motion.safetensors").read_bytes()[:-1000])
+    with pytest.raises(InputError, match="not a whole safetensors file"):
+        MotionModel.load(path)
+    path.write_text("not weights at all")
+    with pytest.raises(InputError, match="not a whole safetensors file"):
+        MotionModel.load(path)
+    with pytest.raises(InputError, match="holds no motion model"):
+        MotionModel.load(ASSETS / "body.safetensors")
+    was, model.config = model.config, replace(model.config, width=64)
+    model.save(path)
+    model.config = was
+    with pytest.raises(InputError, match="do not fit the sizes"):
+        MotionModel.load(path)
 
 
 def test_pauses_and_rest_are_part_of_the_data(stage):
