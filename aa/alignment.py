@@ -73,6 +73,7 @@ def align(audio, transcript: str):
     if not units:
         raise _misfit()
     timed = _times(decoder, units, audio)
+    _check_fit(timed)
     return _as_speech(_without_dead_ends(timed, audio), units, symbols, len(audio) / SAMPLE_RATE)
 
 
@@ -147,8 +148,14 @@ def _times(decoder, units: list[_Unit], audio: np.ndarray) -> list[_Timed]:
         if len(pieces) > 1:
             _find_words(decoder, sequence[first:last], piece)
         out += _find_sounds(decoder, piece, first, start)
-    _check_fit(out)
     return out
+
+
+def align_sounds(audio, words: list[list[str]]) -> list[tuple[str, float, float]]:
+    """Sound (n,) at 16 kHz and what is said in it, as words of IPA symbols -> phonemes as in `align`, however badly they fit."""
+    units = [_Unit("", k, (tuple(itertools.chain(*map(to_arpabet, word))),)) for k, word in enumerate(words)]
+    timed = _times(_decoder(), units, np.asarray(audio, np.float32))
+    return _as_speech(_without_dead_ends(timed, audio), units, words, len(audio) / SAMPLE_RATE)[0]
 
 
 def _misfit(where: str = "") -> InputError:

@@ -80,15 +80,17 @@ class Speech:
         """A recording of one's own (any sound file, or a video with sound) as `Speech`.
 
         With a `transcript` (English), words and phonemes get their times by forced alignment (`aa.alignment`). Without one the
-        lists are empty: `aa.talk` needs only the sound, but the studio's performer would keep the mouth shut.
-        Raises InputError: no such file, damaged, no sound in it, silent, too long, or a transcript that does not fit it.
+        phonemes are recognised (`aa.recognise`), nine in ten of them rightly; `text` and `words` stay empty.
+        Raises InputError: no such file, damaged, no sound in it, silent, too long, no speech, or a transcript that does not fit it.
         """
         from aa.alignment import align, check_sound
 
         audio = load_audio(path)
         check_sound(audio, str(path))
         if transcript is None:
-            return cls(audio)
+            from aa.recognise import recognise
+
+            return cls(audio, phonemes=recognise(audio, str(path)))
         phonemes, words = align(audio, transcript)
         return cls(audio, readable(transcript), phonemes, words)
 
