@@ -17,9 +17,9 @@ from aa.phones import RATE, load_recogniser, posteriors
 
 # Sounds of other languages, and of other ways to write English, as the nearest ones of our voices.
 _LIKE = {
-    "ɑ": "a", "eɪ": "e", "oʊ": "o", "uː": "y", "ɜ": "øœ", "ɚ": "ɝ", "ɪ": "ɨ", "ə": "ɘɤ", "ʊ": "ɯʏɵ", "ɡ": "gɣɟ", "k": "c", "b": "ɓʙ",
-    "d": "ɗɖ", "t": "ʈ", "m": "ɱ", "n": "ɲ", "ŋ": "ɴ", "l": "ʎɮ", "j": "ʝ", "w": "ɰɥ", "v": "βʋ", "f": "ɸ", "ʃ": "ɕʂ", "ʒ": "ʑʐ",
-    "h": "ɦχħ", "ɹ": "ʁʀɻɽ",
+    "ɑ": "a", "eɪ": "e", "oʊ": "o", "uː": "y", "ɜ": "øœ", "ɚ": "ɝ", "ɪ": "ɨ", "ə": "ɘɤ", "ʊ": "ɯʏɵ", "ɡ": "gɣɟ", "k": "c",
+    "b": "ɓʙ", "d": "ɗɖ", "t": "ʈ", "m": "ɱ", "n": "ɲ", "ŋ": "ɴ", "l": "ʎɮ", "j": "ʝ", "w": "ɰɥ", "v": "βʋ", "f": "ɸ", "ʃ": "ɕʂ",
+    "ʒ": "ʑʐ", "h": "ɦχħ", "ɹ": "ʁʀɻɽ",
 }  # fmt: skip
 NEAREST = {letter: symbol for symbol, letters in _LIKE.items() for letter in letters}
 BLANK_BIAS = 0.1  # of the log-posterior: rather one phone too many than a pair of lips that do not close
