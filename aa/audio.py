@@ -71,10 +71,19 @@ class Heard:
         setattr(self, name, known[-per_frame * self.keep :] if self.keep else known)
         return getattr(self, name)
 
+    def gain(self, levels: np.ndarray) -> np.float32:
+        """The factor that brings the speech to its level, now that frames of `levels` (n,) dB have come.
+
+        Live, for want of a second of sound the missing part is taken to be as loud as it should be.
+        """
+        known = self.add("levels", levels)
+        missing = FPS - int((known > acoustics.QUIET_DB).sum()) if self.keep else 0
+        return acoustics.gain_of(np.concatenate([known, acoustics.TARGET_DB + np.linspace(-8, 8, max(missing, 0))]))
+
 
 def _rows(audio: np.ndarray, count: int, new: int, kind: str, device, heard: Heard) -> np.ndarray:
     """Sound (n,) -> (count, F), of which the last `new` frames have not been heard before."""
-    normal = audio * acoustics.gain_of(heard.add("levels", loudness(audio, count)[count - new :]))
+    normal = audio * heard.gain(loudness(audio, count)[count - new :])
     energy, voicing, f0 = acoustics.prosody(normal, count)
     voiced = voicing > 0.5
     f0_heard = heard.add("f0", f0[count - new :][voiced[count - new :]])
@@ -108,7 +117,6 @@ class Ear:
         self.kind, self.device, self.hop = kind, device, hop
         self.ahead, self.past = round(ahead * FPS), round(past * FPS)
         self.heard = Heard(MINUTE)
-        self.heard.levels = acoustics.TARGET_DB + np.linspace(-8, 8, FPS)  # until the level is known: a second as it should be
         self._begin()
 
     def _begin(self) -> None:

@@ -127,7 +127,9 @@ def read_arrays(path) -> dict[str, Tensor]:
             rows.append((name, ("<f4", "<f2")[kind], shape, offset, size))
             at += 18 + 4 * rank
         base = len(data) - max(offset + size for *_, offset, size in rows)
-        arrays = {n: np.frombuffer(data, k, s // int(k[2]), base + o).reshape(shape) for n, k, shape, o, s in rows if base >= at}
+        if base < at:
+            raise ValueError("cut off")
+        arrays = {n: np.frombuffer(data, k, s // int(k[2]), base + o).reshape(shape) for n, k, shape, o, s in rows}
         return {n: torch.from_numpy(a.astype(np.float32)) for n, a in arrays.items()}
     except (struct.error, ValueError, IndexError) as error:
         raise InputError(f"{path} is damaged or of another version: pip install --force-reinstall hama==1.7.0.") from error

@@ -37,12 +37,13 @@ def _config(name: str):
 
 @functools.lru_cache(maxsize=2)
 def _model(name: str, device: str):
+    from safetensors import SafetensorError
     from transformers import AutoModel
 
     _config(name)
     try:
         return AutoModel.from_pretrained(name, local_files_only=True).eval().requires_grad_(False).to(device)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         raise InputError(f'the weights of "{name}" cannot be read: get them again, or use the sound features "phones".') from error
 
 
