@@ -11,7 +11,7 @@ from aa.body import load_body, load_people, rotvec_to_matrix
 from aa.errors import InputError
 from aa.gestures import EASE_ARM, GESTURES, find_beats, posture
 from aa.performer import AT_EASE, Style, at_ease, blinks, lip_aperture, perform
-from aa.visemes import BILABIAL, LIP_LOWER, LIP_UPPER, PHONEMES, UPPER_TEETH, articulate, segments
+from aa.visemes import BILABIAL, LIP_LOWER, LIP_UPPER, LIPS_APART, OPEN, PHONEMES, UPPER_TEETH, articulate, segments
 
 SENTENCES = (  # IPA as espeak writes it, a space is a pause of half a second
     "p l ˈiː z b ɹ ˈɪ ŋ ð ə b ˈɪ ɡ m ˈæ p   ð ˈɛ n m ˈuː v f ˈaɪ v ˈoʊ l d t ˈaʊ ɚ z ˌoʊ v ɚ ð ə h ˈɪ l",
@@ -98,6 +98,23 @@ GROUPS = {  # how the middle of a sound must look, mm: gap of the lips, width of
     "s": "gap 4..7.5 width 50..56 lips -2..3", "ʃ": "gap 4..10 width 43..49.5 lips 2..7", "f": "gap 1..3 width 48..56 lips -4..-1",
     "v": "gap 1..3 width 48..56 lips -4..-1", "b": "gap 0..0.3 width 48..58 lips -2..3", "θ": "gap 3..9", "l": "gap 3..9",
 }  # fmt: skip
+
+
+def test_the_table_asks_for_measured_gaps():
+    """Rounding nearly closes the lips, f and v half; unrounded sounds are alike, open vowels the widest."""
+    lips = lambda asks: sum(LIPS_APART.get(a, 0) * v for a, v in asks.items()) / OPEN  # noqa: E731
+    gap = {symbol: lips(asks) for symbol, (_, asks) in PHONEMES.items()}
+    assert max(gap[s] for s in "wuʉy") < 0.25 < min(gap[s] for s in "fvoɔʊø") <= max(gap[s] for s in "fvoɔʊø") < 0.7
+    assert all(0.6 < gap[s] < 1.3 for s in "ɜɚɹœɒ")  # half rounded
+    plain = set(PHONEMES) - set("wʍuʉyfvoɔʊøɜɚɹœɒpbmɱ")
+    assert all(0.85 <= gap[s] <= 1.85 for s in plain)
+    assert min(gap[s] for s in "aæɑ") > 1.2 * max(gap[s] for s in "iɪeəɛ") - 1e-6
+    assert gap["i"] < gap["e"] < gap["ɛ"] < gap["æ"] < gap["ɑ"]
+    rounded = [asks.get("pucker", 0) for symbol, (_, asks) in PHONEMES.items() if symbol in "wuʉyoʊ"]
+    assert min(rounded) > 0.5  # not only closed: rounded
+    assert all(0 <= v <= 1 for _, asks in PHONEMES.values() for v in asks.values())
+
+
 CORNERS, TONGUE_TIP = (7151, 3720), 13450  # vertices: corners of the mouth, left and right; tip of the tongue
 
 
