@@ -10,7 +10,7 @@ import numpy as np
 from aa.augment import augment
 from aa.breath import breathing, with_breaths
 from aa.media import SAMPLE_RATE
-from aa.noises import no_speech
+from aa.noises import neighbours, no_speech
 from aa.speech import ESPEAK, Speech, any_voice, sentences, silence, speak
 
 SHORTEST = 3.6  # s: a window of the motion model and a little more
@@ -134,5 +134,5 @@ def takes_of(recipe: Recipe, speech: Speech) -> list[np.ndarray]:
     if recipe.kind == "rest":
         return [speech.audio, *(no_speech(len(speech.audio), rng) for _ in range(recipe.takes - 1))]
     dry = spoken(recipe).audio
-    worse = (with_breaths(augment(dry, rng), speech.breaths, rng) for _ in range(recipe.takes - 1))
+    worse = (with_breaths(augment(dry, rng, neighbours()), speech.breaths, rng) for _ in range(recipe.takes - 1))
     return [speech.audio, *(np.clip(a, -1, 1) for a in worse)]

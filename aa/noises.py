@@ -1,20 +1,23 @@
 """Sounds in which nobody speaks: rooms, hum, bumps, music, and so many people at once that nobody can be followed."""
 
+import functools
+
 import numpy as np
 
+from aa.augment import babble, coloured_noise
 from aa.media import SAMPLE_RATE
 from aa.speech import ESPEAK, sentences, speak
 
 
 def no_speech(count: int, rng: np.random.Generator) -> np.ndarray:
     """(count,) samples of a room, hum, bumps, music or many people talking at once; half of it over noise, loud or faint."""
-    kind, t = rng.choice(["room", "hum", "bumps", "music", "babble"]), np.arange(count) / SAMPLE_RATE
-    sound = {"room": room, "hum": hum, "bumps": bumps, "music": music, "babble": babble}[kind](count, rng)
+    kind, t = rng.choice(["room", "hum", "bumps", "music", "crowd"]), np.arange(count) / SAMPLE_RATE
+    sound = {"room": coloured_noise, "hum": hum, "bumps": bumps, "music": music, "crowd": crowd}[kind](count, rng)
     sound = (
         sound * 10 ** (-rng.uniform(25, 70) / 20) * (1 + 0.5 * np.sin(2 * np.pi * rng.uniform(0.1, 2) * t) * (rng.random() < 0.3))
     )
     if rng.random() < 0.5:
-        sound = sound + room(count, rng) * 10 ** (-rng.uniform(40, 75) / 20)
+        sound = sound + coloured_noise(count, rng) * 10 ** (-rng.uniform(40, 75) / 20)
     return np.clip(sound, -1, 1).astype(np.float32)
 
 
@@ -47,17 +50,12 @@ def music(count: int, rng: np.random.Generator) -> np.ndarray:
     return out / (np.sqrt(np.square(out).mean()) + 1e-9)
 
 
-def babble(count: int, rng: np.random.Generator) -> np.ndarray:
-    """Six to nine people talking at once (count,), rms 1: the spectrum of speech, of which no word can be followed."""
-    texts, out = sentences("train"), np.zeros(count)
-    for n in rng.integers(40, size=int(rng.integers(6, 10))):  # of few sentences, which are spoken once
-        audio = speak(texts[int(n)], list(ESPEAK)[int(n) % 6]).audio
-        out += np.roll(np.resize(audio, count), int(rng.integers(count))) * rng.uniform(0.6, 1.0)
-    return out / (np.sqrt(np.square(out).mean()) + 1e-9)
+def crowd(count: int, rng: np.random.Generator) -> np.ndarray:
+    """Six to twelve people talking at once (count,), rms about 1: the spectrum of speech, of which no word can be followed."""
+    return (babble(count, rng, neighbours()) + babble(count, rng, neighbours())) / np.sqrt(2)
 
 
-def room(count: int, rng: np.random.Generator) -> np.ndarray:
-    """Noise (count,) of an empty room, rms 1, between white and brown."""
-    hertz = np.maximum(np.fft.rfftfreq(count, 1 / SAMPLE_RATE), 40)
-    noise = np.fft.irfft(np.fft.rfft(rng.standard_normal(count)) * hertz ** -rng.uniform(0, 1), count)
-    return noise / np.sqrt(np.square(noise).mean() + 1e-20)
+@functools.cache
+def neighbours() -> tuple[np.ndarray, ...]:
+    """What people say in the background: twelve training sentences, two by each of the first six voices of espeak-ng."""
+    return tuple(speak(text, list(ESPEAK)[n % 6]).audio for n, text in enumerate(sentences("train")[:12]))

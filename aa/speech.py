@@ -80,19 +80,22 @@ class Speech:
         """A recording of one's own (any sound file, or a video with sound) as `Speech`.
 
         With a `transcript` (English), words and phonemes get their times by forced alignment (`aa.alignment`). Without one the
-        phonemes are recognised (`aa.recognise`), nine in ten of them rightly; `text` and `words` stay empty.
+        phonemes are recognised (`aa.recognise`), nine in ten of them rightly; `text` and `words` stay empty. `breaths` are those
+        that can be heard in its pauses (`aa.breath`).
         Raises InputError: no such file, damaged, no sound in it, silent, too long, no speech, or a transcript that does not fit it.
         """
         from aa.alignment import align, check_sound
+        from aa.breath import heard_breaths
 
         audio = load_audio(path)
         check_sound(audio, str(path))
         if transcript is None:
             from aa.recognise import recognise
 
-            return cls(audio, phonemes=recognise(audio, str(path)))
-        phonemes, words = align(audio, transcript)
-        return cls(audio, readable(transcript), phonemes, words)
+            text, phonemes, words = "", recognise(audio, str(path)), []
+        else:
+            text, (phonemes, words) = readable(transcript, longest=len(transcript)), align(audio, transcript)
+        return cls(audio, text, phonemes, words, breaths=heard_breaths(audio, phonemes))
 
 
 def silence(seconds: float) -> Speech:

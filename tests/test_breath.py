@@ -5,10 +5,10 @@ import pytest
 import torch
 
 from aa.audio import loudness, speech_level
+from aa.augment import coloured_noise as room
 from aa.body import load_body
-from aa.breath import breathing, inhalation, plan_breaths, with_breaths
+from aa.breath import breathing, heard_breaths, inhalation, plan_breaths, with_breaths
 from aa.motion_recipes import concatenate
-from aa.noises import room
 from aa.performer import lip_aperture, perform
 from aa.speech import SILENCE, Speech, silence, speak
 
@@ -144,3 +144,18 @@ def test_a_breath_gives_way_to_closed_lips():
     assert gap[13] < 0.3  # 0.54 s
     assert gap[6:10].max() > 8
     assert torch.isfinite(gap).all()
+
+
+def test_breaths_are_found_in_recordings_and_silence_is_none():
+    found = missed = wrong = 0
+    for seed in range(12):
+        speech = breathing(spaced(("us-man", "gb-woman", "joe")[seed % 3]), seed)
+        heard = heard_breaths(speech.audio, speech.phonemes)
+        meet = lambda a, b: a[0] < b[1] - 0.1 and a[1] > b[0] + 0.1  # noqa: E731
+        found += sum(any(meet(h, b) for h in heard) for b in speech.breaths)
+        missed += sum(not any(meet(h, b) for h in heard) for b in speech.breaths)
+        wrong += sum(not any(meet(h, b) for b in speech.breaths) for h in heard)
+    print(f"{found} found, {missed} missed, {wrong} are none")
+    assert found > 4 * missed
+    assert found > 4 * wrong
+    assert heard_breaths(np.zeros(32000, np.float32), [("_", 0, 1.0), ("ɑ", 1.0, 2.0)]) == []

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 from aa.arpabet import is_vowel, to_arpabet
+from aa.augment import coloured_noise as room
 from aa.errors import InputError
-from aa.noises import hum, room
+from aa.noises import hum
 from aa.phones import load_recogniser
 from aa.recognise import plain, recognise
 from aa.speech import SILENCE, sentences, speak
