@@ -19,7 +19,8 @@ BLOCK = 15 * FPS  # frames that are computed at a time, so that memory does not 
 OFFSET_POLE = 0.998  # of the filter that takes out what is constant: 5 Hz at 16 kHz
 TARGET_DB = -20.0  # speech is brought to this level (dB re full scale, rms)
 LOUD_DB, QUIET_DB = -45.0, -56.0  # full gain above the first, none below the second
-FLOOR_DB = -65.0  # band power that counts as silence
+FLOOR_DB = -65.0  # mel power that counts as silence
+SILENT_DB = -72.0  # band power that counts as silence: 50 dB below speech, rooms and microphones are seldom so quiet
 PITCH_HZ = (70.0, 400.0)
 
 
@@ -147,20 +148,18 @@ def mel(audio: np.ndarray, count: int) -> np.ndarray:
 
 
 def bands(audio: np.ndarray, count: int) -> np.ndarray:
-    """(n,) -> (2 * count, 8) dB: power in eight bands, 10 and 30 ms into each frame, never below -90."""
+    """(n,) -> (2 * count, 8) dB: power in eight bands, 10 and 30 ms into each frame."""
     power = _filtered(audio, FRAME // 2, 2 * count, band_filters(), np.hanning(WINDOW).astype(np.float32))
-    return 10 * np.log10(power + 1e-9)
+    return 10 * np.log10(power + 1e-14)
 
 
-def above_noise(decibels: np.ndarray, heard: np.ndarray) -> np.ndarray:
+def above_noise(decibels: np.ndarray, heard: np.ndarray, gain: float = 1.0) -> np.ndarray:
     """Bands (2T, 8) dB -> (T, 16): how far each is above its noise, the 5th percentile of all `heard`: +1 per 30 dB, at most 2.
 
-    What is 75 dB below the loud is no sound: it neither counts among the noise (the gaps of a gated recording would make a breath
-    of what noise is left) nor against it.
+    What is below SILENT_DB after `gain` is all alike: else a gap of digital silence would make a loud breath of a room's hush.
     """
-    lowest = np.percentile(heard.max(1), 90) - 75
-    sounding = heard[heard.max(1) > lowest]
-    floor = np.percentile(np.maximum(sounding, lowest), 5, axis=0)
+    lowest = SILENT_DB - 20 * np.log10(gain)
+    floor = np.percentile(np.maximum(heard, lowest), 5, axis=0)
     return np.clip((np.maximum(decibels, lowest) - floor) / 30, 0, 2).reshape(len(decibels) // 2, -1)
 
 

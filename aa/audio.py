@@ -83,7 +83,8 @@ class Heard:
 
 def _rows(audio: np.ndarray, count: int, new: int, kind: str, device, heard: Heard) -> np.ndarray:
     """Sound (n,) -> (count, F), of which the last `new` frames have not been heard before."""
-    normal = audio * heard.gain(loudness(audio, count)[count - new :])
+    gain = heard.gain(loudness(audio, count)[count - new :])
+    normal = audio * gain
     energy, voicing, f0 = acoustics.prosody(normal, count)
     voiced = voicing > 0.5
     f0_heard = heard.add("f0", f0[count - new :][voiced[count - new :]])
@@ -96,7 +97,8 @@ def _rows(audio: np.ndarray, count: int, new: int, kind: str, device, heard: Hea
 
         decibels = acoustics.bands(audio, count)
         noise = heard.add("bands", decibels[2 * (count - new) :], per_frame=2)
-        columns = [mouth_features(fit(normal, 0, count * FRAME), device), acoustics.above_noise(decibels, noise), *columns]
+        snr = acoustics.above_noise(decibels, noise, gain)
+        columns = [mouth_features(fit(normal, 0, count * FRAME), device), snr, *columns]
     else:
         from aa.wav2vec import hidden_states
 
