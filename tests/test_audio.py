@@ -146,6 +146,27 @@ def test_the_same_phones_are_heard_through_bad_lines(hello, line, least):
     assert alike(features(line(hello).astype(np.float32))[:, PHONES], features(hello)[:, PHONES]) > least
 
 
+@pytest.mark.parametrize("kind", ["phones", "mel"])
+def test_no_sound_makes_them_explode(kind):
+    rng, n = np.random.default_rng(0), 32000
+    t = np.arange(n) / 16000
+    clicks = np.zeros(n)
+    clicks[:: 16000 // 3] = 1
+    sounds = [
+        rng.standard_normal(n),
+        30 * talk(2),
+        np.sign(np.sin(2 * np.pi * 440 * t)),
+        clicks,
+        np.ones(n),
+        1e-30 * np.ones(n),
+        1e4 * clicks,
+    ]
+    for sound in sounds:
+        rows = features(sound.astype(np.float32), kind=kind)
+        assert np.isfinite(rows).all()
+        assert -1 <= rows.min() <= rows.max() < 6
+
+
 def test_an_offset_changes_nothing_at_all(hello):
     assert np.abs(features(hello + 0.3)[1:] - features(hello)[1:]).mean() < 1e-3
 
