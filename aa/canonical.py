@@ -23,9 +23,10 @@ from aa.detect import detect
 from aa.fit_report import measure, missing, remarks
 from aa.gaussians import Gaussians, load_layout
 from aa.gestures import at_ease
+from aa.lids import open_lids
 from aa.lips import close_lips
 from aa.ownership import parts_of_vertices
-from aa.particles import cover, to_vertices
+from aa.particles import cover, moved, to_vertices
 from aa.photofit import fit_body
 from aa.plate import clean_plate
 from aa.posing import inverse, rigid_motions, rotate, shaped, skin
@@ -46,8 +47,8 @@ class Settings:
 
     fit_iterations: int = 300  # gradient steps on camera, shape, posture and expression
     align_rounds: int = 4  # rounds of outline matching
-    detail_px: float = 2.7  # spacing in px of the extra particles where the layout is coarser; 0 leaves them out
-    most: int = 74_000  # Gaussians in all
+    detail_px: float = 1.6  # least spacing in px of the extra particles where the layout is coarser; 0 leaves them out
+    most: int = 80_000  # Gaussians in all
     refine_iterations: int = 50  # photometric steps
 
 
@@ -176,6 +177,9 @@ def fit_photo(
             layout = load_layout(body, particles)
             cloud = cover(body, layout, view, person, photo_vertices, settings, width / person.image.shape[1])
             background = clean_plate(picture, mask)
+            wider = open_lids(body, view, photo_vertices, turn)
+            cloud = moved(cloud, photo_vertices, photo_vertices + wider)
+            vertices, photo_vertices = vertices + wider, photo_vertices + wider
             others = pseudo_views(body, cloud, view, photo_vertices, turn) if settings.refine_iterations else []
     with bar("refine", "refine", 15):
         gaussians = refine(cloud, view, background, settings.refine_iterations, seed, others)

@@ -53,7 +53,7 @@ def fringe(body: Body, view: View, vertices, eyes_px: float) -> Particles:
         mine = owner == k
         corners[mine], weights[mine], depth[mine] = _hold(k, vertex, view, at[mine], eyes_px)
         half[mine] = _rounded(k, at[mine], depth[mine], view)
-    colors = _unshaded(part_colours(view, at + 0.5, np.full(len(at), 0.4 * SPACING), owner), owner, view)
+    colors = _unshaded(part_colours(view, view.front, at + 0.5, np.full(len(at), 0.4 * SPACING), owner), owner, view)
     front, back = _sheets(at, depth, half, view, owner)
     for (index, z), size in ((front, FINE), (back, COARSE)):
         pieces.append(_place(view, at[index], z, corners[index], weights[index], colors[index], size))
@@ -139,17 +139,17 @@ def _debris(gap, view: View, eyes_px: float) -> np.ndarray:
     out = np.zeros_like(gap)
     limb = (view.owner >= UPPER_ARM) & (view.owner < LEG)
     behind = view.image[tuple(distance_transform_edt(view.mask > 0.02, return_distances=False, return_indices=True))]
-    face = view.front[view.owner == HEAD]
+    face = view.lit[view.owner == HEAD]
     hair = gap & (view.owner == HAIR)
     beside = hair & _by_arm(view, eyes_px)
     if beside.any():  # the colours of fingers before it
-        out[beside] = unlike(view.front[beside], view.front[hair]) > ALIKE
+        out[beside] = unlike(view.lit[beside], view.lit[hair]) > ALIKE
     for k in np.intersect1d(view.owner[gap], range(TRUNK, LEG)):
         mine, body = gap & (view.owner == k), (view.owner == k) & (view.shown == k) & ~view.edge
         strange = np.zeros_like(gap)
         if body.sum() > 20:
-            color = view.front[mine]
-            other = unlike(color, view.front[body])
+            color = view.lit[mine]
+            other = unlike(color, view.lit[body])
             out[mine] = np.linalg.norm(color - behind[mine], axis=1) < np.minimum(other, ALIKE)
             strange[mine] = (k != TRUNK) & (other > 1.5 * ALIKE) & ~is_skin(color, face)
         own = _broad(mine & ~strange, (SLEEVE_WIDE if UPPER_ARM <= k < HAND else STRIP) * eyes_px)

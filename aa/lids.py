@@ -24,6 +24,8 @@ LASH_MM = 0.35  # half width (standard deviation) of the line of lashes
 RIM_MM = 1.6  # so far from the line the photo's open eyes show lashes on the lid
 AROUND, NEARBY = 0.015, 0.007  # m around the lids from where their tone is taken; fall-off with distance
 DARKEST, SHADE = 0.93, 0.84  # least brightness over the skin around: of what only closed lids show, and of what open ones do
+COVERED_PX, COVERED_MM = 1.4, 0.6  # by how much lids are drawn too low: half a disc, and the blur of pixels
+MOST_OPENED = 0.35  # of a blink
 ALONG_MM, ACROSS_MM = 3.0, 0.4  # lashes are smoothed along the lid, hardly across
 
 
@@ -35,6 +37,17 @@ def blink_actions(body: Body) -> torch.Tensor:
 def blink_mm(body: Body) -> torch.Tensor:
     """How far (V, 1) in mm a blink moves each vertex."""
     return 1000 * (body.rest(actions=blink_actions(body)) - body.v_template).norm(dim=1, keepdim=True)
+
+
+def open_lids(body: Body, view, vertices, turn) -> torch.Tensor:
+    """Displacement (V, 3) m that raises the lids of the mesh (V, 3), turned (V, 3, 3), by what their particles cover of the eyes.
+
+    The lids' edges are where the photo has them, but particles have a size and pixels blur: drawn as they are, eyes look sleepy.
+    """
+    blink = (turn @ (body.rest(actions=blink_actions(body)) - body.v_template)[..., None])[..., 0]
+    depth = vertices[body.region_vertices("eye")] @ view.viewmat[2, :3] + view.viewmat[2, 3]
+    covered = COVERED_PX * float(depth.median() / view.K[0, 0]) + COVERED_MM / 1000
+    return -min(MOST_OPENED, covered / float(blink.norm(dim=1).max())) * blink
 
 
 @dataclass(frozen=True)

@@ -31,9 +31,10 @@ def paint(body: Body, view: View, person, vertices, points, normals, radius, res
     names = np.array(REGIONS)[region]
     inner = np.isin(names, list(INSIDE))
     seen &= ~inner
-    colors = part_colours(view, pixels, radius, parts_of_regions(names, rest[:, 0]))
-    colors = spread(colors, seen, rest, materials(body, region, rest))
+    own, lit = (part_colours(view, im, pixels, radius, parts_of_regions(names, rest[:, 0])) for im in (view.front, view.lit))
+    colors = spread(lit, seen, rest, materials(body, region, rest))
     colors = dress(body, colors, seen, facing, rest, normals.numpy(), names)
+    colors += (seen * np.clip(facing / STEEP, 0, 1) ** 2)[:, None] * (own - lit)  # where the photo shows them, shadows are right
     blink = 1000 * np.linalg.norm(shut - rest, axis=1)
     colors, seen = paint_lids(lid_chart(body), names, blink, rest, shut, colors, seen)
     face = np.isin(names, ["face"]) & seen

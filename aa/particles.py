@@ -115,6 +115,12 @@ def carry(means, quats, where, before, after):
     return read(after) + arm, quat_multiply(matrix_to_quat(turn), quats), turn
 
 
+def moved(cloud: Particles, before, after) -> Particles:
+    """Particles on a mesh (V, 3) carried to another shape of it."""
+    means, quats, _ = carry(cloud.means, cloud.quats, (cloud.corners, cloud.bary, cloud.loose), before, after)
+    return replace(cloud, means=means, quats=quats)
+
+
 def to_vertices(g: Gaussians, corners, bary, loose, before, after) -> Gaussians:
     """Gaussians on a mesh (V, 3) carried to another shape of it."""
     means, quats, _ = carry(g.means, g.quats, (corners, bary, loose), before, after)
@@ -156,7 +162,7 @@ def on_layout(body: Body, layout: Layout, view: View, person, vertices, scale_px
     names = np.array(REGIONS)[layout.region.numpy()]
     colors = paint_scalp(body, rest, names, facing, colors, seen)
     folded = rims | (blink > LID_MM) & np.isin(names, ("face", "eyelid"))
-    sure = well_seen(body, view, means, rest, facing, seen)
+    sure = well_seen(body, view, means, rest, normals, seen)
     colors = smooth_sides(rest, names, folded, colors, sure)
     seen = seen | unsure
     firm = np.where(folded, 1.0, np.where(np.isin(names, tuple(INNER)), np.vectorize(INNER.get)(names, 0.0), UNSURE * unsure))
@@ -341,13 +347,13 @@ def detail(body: Body, wanted, view: View, vertices, room: int, layout: Layout, 
     scales = torch.stack([radius / cosine, radius, THIN * radius], 1)
     names = body.face_region[which][tri].numpy()
     parts = parts_of_regions(np.array(REGIONS)[names], read(rest)[:, 0].numpy())
-    colors = part_colours(view, (at + 0.5) / SUB, 0.5 * spacing, parts)
+    colors = part_colours(view, view.front, (at + 0.5) / SUB, 0.5 * spacing, parts)
     seen, _, _ = visible(view, means, normals)
     place = read(rest).numpy()
     colors = spread(colors, seen, place, materials(body, names, place))
     named = np.array(REGIONS)[names]
     below = fill_at(place, layout.place(rest).numpy(), np.array(REGIONS)[layout.region], fill[: len(layout)])
-    sure = np.where(np.isin(named, SKIN), well_seen(body, view, means, place, (ray * normals).sum(1).numpy(), seen), 1.0)
+    sure = np.where(np.isin(named, SKIN), well_seen(body, view, means, place, normals, seen), 1.0)
     colors = below + sure[:, None] * (colors - below)
     seen, unsure = _seen_unsure(view, means, normals, seen)
     n = len(at)

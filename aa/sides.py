@@ -6,6 +6,7 @@ the less directly a point is seen. Turned heads so show no border between what t
 
 import cv2
 import numpy as np
+import torch
 from scipy.spatial import cKDTree
 
 from aa.body import Body
@@ -21,22 +22,35 @@ BY_SCALP = 0.02  # m from the scalp, hair before the ears
 SOFT = 0.01  # m of height over which hair before the ears ends
 MIDDLE = 0.04  # m to either side
 SMALL_FACE = 40  # px between the pupils below which a face keeps the photo everywhere
+UPRIGHT = 0.1  # what is left of a normal along the vertical says nothing about sides
 EDGE, EDGE_PX = 0.012, 2  # m of depth that make an edge; so near to one, photo and mesh may disagree on whose a pixel is
 
 
-def near_edges(view: View, radius: int = EDGE_PX) -> np.ndarray:
-    """Pixels (H, W) bool of the photo near a jump of depth or the mesh's outline."""
+def near_edges(view: View, radius: int = EDGE_PX, beside: bool = False) -> np.ndarray:
+    """Pixels (H, W) bool of the photo near, or `beside`, a jump of depth or the mesh's outline."""
     depth = np.where(np.isfinite(view.depth), view.depth, 1e3).astype(np.float32)
-    disc = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * radius + 1,) * 2)
-    return cv2.dilate(depth, disc) - cv2.erode(depth, disc) > EDGE
+    size = 2 * radius + 1
+    around = np.ones((1, size), np.uint8) if beside else cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (size, size))
+    return cv2.dilate(depth, around) - cv2.erode(depth, around) > EDGE
 
 
-def well_seen(body: Body, view: View, points, rest, facing, seen) -> np.ndarray:
-    """How far (n,), from 0 to 1, the photo's colour counts for points (n, 3) of cosine `facing` (n,) that it shows where `seen`.
+def turned_aside(view: View, points, normals) -> np.ndarray:
+    """Cosine (n,) of the angle, about the vertical, between normals (n, 3) and the rays from points (n, 3) to the camera.
+
+    The underside of chin and nose counts as facing the camera: nothing else mixes with it, and its shade belongs to it.
+    """
+    level = lambda x: torch.nn.functional.normalize(x * x.new_tensor([1, 1, 0]), dim=1)  # noqa: E731
+    ray = level(-view.viewmat[:3, :3].T @ view.viewmat[:3, 3] - points)
+    return (level(normals + UPRIGHT * ray) * ray).sum(1).numpy()
+
+
+def well_seen(body: Body, view: View, points, rest, normals, seen) -> np.ndarray:
+    """How far (n,), from 0 to 1, the photo's colour counts for points (n, 3) with normals (n, 3) that it shows where `seen`.
 
     rest (n, 3): their places on the mean body; around nose and mouth it always counts.
     """
-    soft = cv2.GaussianBlur(near_edges(view).astype(np.float32), (0, 0), 1.0)
+    facing = turned_aside(view, points, normals)
+    soft = cv2.GaussianBlur(near_edges(view, beside=True).astype(np.float32), (0, 0), 1.0)
     pixels, depth = project(points, view.viewmat, view.K)
     if PUPILS * float(view.K[0, 0]) / float(np.median(depth)) < SMALL_FACE:  # its sides are a few pixels, and often hair
         return seen.astype(float)

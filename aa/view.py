@@ -30,7 +30,6 @@ from aa.zbuffer import zbuffer
 
 GRAZING = 0.2  # cosine between normal and view ray below which the photo's colour is not trusted
 CONTACT = 32  # the shadow that one part casts on another reaches so many-th of the picture's longer side
-LIGHTER = 0.6  # share of a shadow that is taken out: all of it would look odd where the photo is seen as it is
 SHADE = 0.75  # brightness over that of the same part farther off from which it counts as such
 DEEP = 0.4  # the same over an arm's part at its brightest
 LIKE_UPPER = 0.75  # the same of a sleeve's lower end over its upper one
@@ -40,8 +39,9 @@ LIKE_UPPER = 0.75  # the same of a sleeve's lower end over its upper one
 class View:
     """The photo at render size and what the fitted mesh looks like in it."""
 
-    image: np.ndarray  # (H, W, 3) float32 in [0, 1], without the shadows of parts on each other
+    image: np.ndarray  # (H, W, 3) float32 in [0, 1]
     front: np.ndarray  # (H, W, 3) the person's own colours, without background at the rim, continued beyond it
+    lit: np.ndarray  # (H, W, 3) the same without the shadows of parts on each other: for what the photo hides
     mask: np.ndarray  # (H, W) float32, without background that shows between arm and body
     viewmat: torch.Tensor
     K: torch.Tensor
@@ -69,10 +69,10 @@ def make_view(image, mask, vertices, faces, viewmat, K, part) -> View:
     owner = whose(image, mask, shown, depth)
     mask = np.where((owner < 0) & (mask > 0.5), 0, mask).astype(np.float32)
     claimed, stray = _disputed(owner, shown, depth)
-    image = relit(image, owner, mask)
     front = own_colours(image, mask)
+    lit = relit(front, owner, mask, image)
     edge = behind_edges(owner, depth)
-    return View(image, front, mask, viewmat, K, depth, tri, bary, claimed, stray, edge, shown, owner)
+    return View(image, front, lit, mask, viewmat, K, depth, tri, bary, claimed, stray, edge, shown, owner)
 
 
 def own_colours(image, mask) -> np.ndarray:
@@ -94,14 +94,14 @@ def behind_edges(owner, depth) -> np.ndarray:
     return out
 
 
-def relit(image, owner, mask) -> np.ndarray:
-    """The image (H, W, 3) in [0, 1] in which no part bears another's shadow or colour: as paint it would stay when the arm goes.
+def relit(image, owner, mask, photo) -> np.ndarray:
+    """The image (H, W, 3) in [0, 1] in which no part bears another's shadow or colour: as paint it would spread to hidden sides.
 
-    What is false on a part is filled from around it on the same part; owner (H, W), mask (H, W).
+    What is false on a part is filled from around it on the same part; owner (H, W), mask (H, W); photo (H, W, 3) as it is.
     """
     image, separate = image.copy(), np.pad(apart(), (0, 1))
     reach = max(owner.shape) / CONTACT
-    behind = image[tuple(distance_transform_edt(mask > 0.02, return_distances=False, return_indices=True))]
+    behind = photo[tuple(distance_transform_edt(mask > 0.02, return_distances=False, return_indices=True))]
     face = image[owner == HEAD]
     skin = np.zeros(owner.shape, bool)
     skin[owner >= 0] = is_skin(image[owner >= 0], face)
@@ -133,7 +133,7 @@ def relit(image, owner, mask) -> np.ndarray:
         own = firm if firm.any() else own  # what is left between shadows is a pattern's dots
         if false.any() and own.any():
             soft = (cv2.GaussianBlur(false.astype(np.float32), (0, 0), 1.5) * mine).clip(0, 1)
-            soft = LIGHTER * np.where(false, np.maximum(soft, 0.9), soft)[..., None]
+            soft = np.where(false, np.maximum(soft, 0.9), soft)[..., None]
             image += soft * (_plain(image, own, reach) - image)
     return image
 
@@ -224,9 +224,10 @@ def sample(image, pixels, radius) -> np.ndarray:
     return (1 - f) * read[low, i] + f * read[low + 1, i]
 
 
-def part_colours(view: View, pixels, radius, part) -> np.ndarray:
-    """Colours (n, 3) at pixels (n, 2) as `sample` reads them, but only from what belongs to the part (n,) or moves with it."""
-    out = sample(view.front, pixels, radius)
+def part_colours(view: View, image, pixels, radius, part) -> np.ndarray:
+    """Colours (n, 3) of the image (H, W, 3) at pixels (n, 2) as `sample` reads them, but only from what belongs to the part (n,) or
+    moves with it."""
+    out = sample(image, pixels, radius)
     separate = np.pad(apart(), (0, 1), constant_values=True)  # the last column is for -1, no owner
     for k in np.unique(part):
         mine = np.flatnonzero(part == k)
@@ -238,9 +239,9 @@ def part_colours(view: View, pixels, radius, part) -> np.ndarray:
         box = np.s_[low[1] : high[1], low[0] : high[0]]
         inside = own[box].astype(np.float32)[..., None]
         near = (pixels[mine] - low).clip(0, np.array(inside.shape[1::-1]) - 0.5)
-        both = sample(np.dstack([view.front[box] * inside, inside]), near, radius[mine])
+        both = sample(np.dstack([image[box] * inside, inside]), near, radius[mine])
         nearest = distance_transform_edt(inside[..., 0] < 0.5, return_distances=False, return_indices=True)
-        beside = view.front[box][tuple(nearest[:, near[:, 1].astype(int), near[:, 0].astype(int)])]
+        beside = image[box][tuple(nearest[:, near[:, 1].astype(int), near[:, 0].astype(int)])]
         out[mine] = np.where(both[:, 3:] > 0.05, both[:, :3] / both[:, 3:].clip(0.05), beside)
     return out
 

@@ -213,7 +213,7 @@ def test_hidden_particles_are_left_alone(body):
     mask = np.ones((size, size), np.float32)
     no = np.zeros((size, size), bool)
     K = torch.tensor([[60.0, 0, 16], [0, 60, 16], [0, 0, 1]])
-    given = {"image": flat, "front": flat, "mask": mask, "viewmat": torch.eye(4), "K": K}
+    given = {"image": flat, "front": flat, "lit": flat, "mask": mask, "viewmat": torch.eye(4), "K": K}
     given |= {"depth": np.full((size, size), 2.0), "bary": np.zeros((size, size, 3)), "claimed": no, "stray": no, "edge": no}
     rest = {f.name for f in fields(View)} - set(given)
     view = View(**given, **{name: np.zeros((size, size), int) for name in rest})

@@ -108,6 +108,6 @@ def test_shadow_between_arm_and_trunk_is_taken_out_of_the_photo():
     image[owner == -1] = 0.9
     image[:, 97:100] *= 0.2  # in the shadow of the arm
     image[40:60, 20:40] *= 0.2  # a print on the shirt
-    out = relit(image, owner, (owner >= 0).astype(np.float32))
+    out = relit(image, owner, (owner >= 0).astype(np.float32), image)
     assert np.abs(out[:, 97:100] - (0.3, 0.5, 0.5)).max() < 0.5 * np.abs(image[:, 97:100] - (0.3, 0.5, 0.5)).max()
     assert np.allclose(out[:, :80], image[:, :80])
