@@ -116,7 +116,7 @@ class Ear:
     """
 
     def __init__(self, kind: str = "phones", ahead: float = 0.2, hop: int = 2, past: float = 2.0, device="cpu"):
-        self.kind, self.device, self.hop = kind, device, hop
+        self.kind, self.device, self.hop, self.width = kind, device, hop, feature_dim(kind)
         self.ahead, self.past = round(ahead * FPS), round(past * FPS)
         self.heard = Heard(MINUTE)
         self._begin()
@@ -135,7 +135,7 @@ class Ear:
         if len(samples):
             sound, self.state = acoustics.without_offset(checked(samples), self.state)
             self.sound = np.concatenate([self.sound, sound])
-        rows = [np.zeros((0, feature_dim(self.kind)), np.float32)]
+        rows = [np.zeros((0, self.width), np.float32)]
         while self.first + len(self.sound) // FRAME >= self.done + self.hop + self.ahead:
             rows.append(self._step(self.done + self.hop, self.done + self.hop + self.ahead))
         return np.concatenate(rows)
@@ -144,7 +144,7 @@ class Ear:
         """Rows (m, F) of the frames that waited for what comes behind them: nothing does."""
         end = self.first + round(len(self.sound) / FRAME)
         end = max(end, int(self.state is not None))  # the shortest sound has one frame
-        rows = self._step(end, end) if end > self.done else np.zeros((0, feature_dim(self.kind)), np.float32)
+        rows = self._step(end, end) if end > self.done else np.zeros((0, self.width), np.float32)
         self._begin()
         return rows
 
