@@ -18,7 +18,7 @@ from aa.visemes import segments
 SHORTEST_PAUSE = 0.28  # s
 NOSE = 0.2  # share of speakers that breathe through the nose alone; the others use the mouth in MOUTH of their pauses
 MOUTH = 0.875
-BELOW_SPEECH = (30.0, 50.0)  # dB
+BELOW_SPEECH = (20.0, 40.0)  # dB
 ABOVE_ROOM = (8.0, 15.0)  # dB
 LOUDEST = -18.0  # dB below the speech, also in a noisy room
 BAND = (1000.0, 5000.0)  # Hz

@@ -29,7 +29,7 @@ __all__ = [
     "silent_frames", "sound_of", "takes_of",
 ]  # fmt: skip
 
-VERSION = 3  # raise it when the same recipe gives another clip, so that clips on disk are made anew
+VERSION = 4  # raise it when the same recipe gives another clip, so that clips on disk are made anew
 
 
 class Stage:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from aa.augment import augment
+from aa.augment import FORMANTS, LEVEL_DB, augment, coloured_noise, equalise, shift_formants
 from aa.breath import breathing, with_breaths
 from aa.media import SAMPLE_RATE
 from aa.noises import neighbours, no_speech
@@ -128,11 +128,20 @@ def concatenate(pieces: list[Speech]) -> Speech:
 
 
 def takes_of(recipe: Recipe, speech: Speech) -> list[np.ndarray]:
-    """The sound (n,) of a recipe's speech (`sound_of`) as it may be recorded: clean, then augmented, the same breaths in each, as
-    loud as its noise asks for. A clip at rest gets silence and then what nobody opens the mouth for."""
+    """The sound (n,) of a recipe's speech (`sound_of`) as it may be recorded: clean, then in turn well and badly, the same breaths
+    in each, as loud as its noise asks for. A clip at rest gets silence and then what nobody opens the mouth for."""
     rng = np.random.default_rng(recipe.seed + 7)
     if recipe.kind == "rest":
         return [speech.audio, *(no_speech(len(speech.audio), rng) for _ in range(recipe.takes - 1))]
     dry = spoken(recipe).audio
-    worse = (with_breaths(augment(dry, rng, neighbours()), speech.breaths, rng) for _ in range(recipe.takes - 1))
-    return [speech.audio, *(np.clip(a, -1, 1) for a in worse)]
+    takes = (augment(dry, rng, neighbours()) if k % 2 else well_recorded(dry, rng) for k in range(recipe.takes - 1))
+    return [speech.audio, *(np.clip(with_breaths(a, speech.breaths, rng), -1, 1) for a in takes)]
+
+
+def well_recorded(audio: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """The sound (n,) of another voice at a good microphone in a quiet room, as most recordings are: too much of what `augment` does
+    teaches a model to expect that it hears nothing for certain."""
+    out = shift_formants(audio, 2 ** rng.uniform(-FORMANTS, FORMANTS)) if rng.random() < 0.5 else audio
+    out = equalise(out, rng)
+    noise = coloured_noise(len(out), rng) * np.sqrt(np.square(out).mean()) * 10 ** (-rng.uniform(30, 65) / 20)
+    return ((out + noise) * 10 ** (rng.uniform(*LEVEL_DB) / 20)).astype(np.float32)
