@@ -75,3 +75,12 @@ def cells(samples, frames, points, normals, radius) -> np.ndarray:
     moment = np.tile(np.eye(2), (len(samples), 1, 1)) * (prior * (radius / 1.9) ** 2 / 4)[:, None, None]
     np.add.at(moment, owner, local[:, :, None] * local[:, None, :])
     return moment / (count + prior)[:, None, None]
+
+
+def grid(where: np.ndarray, spacing: float) -> np.ndarray:
+    """Pixels (n, 2) as (x, y) integers on a hexagonal grid of `spacing` px inside `where` (H, W)."""
+    h, w = where.shape
+    rows = np.arange(spacing / 2, h, spacing * 0.866)
+    points = [np.stack([x := np.arange(spacing / 2 * (1 + k % 2), w, spacing), np.full(len(x), y)], 1) for k, y in enumerate(rows)]
+    at = np.concatenate(points).astype(int)
+    return at[where[at[:, 1], at[:, 0]]]

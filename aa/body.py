@@ -199,6 +199,14 @@ def rotvec_to_quat(rotvec: torch.Tensor) -> torch.Tensor:
     return torch.cat([half.cos(), 0.5 * rotvec * torch.sinc(half / torch.pi)], -1)
 
 
+def quat_to_matrix(q) -> torch.Tensor:
+    """Rotation matrices (n, 3, 3) of quaternions (n, 4) wxyz."""
+    w, x, y, z = torch.nn.functional.normalize(q, dim=-1).unbind(-1)
+    rows = [1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y), 2 * (x * y + w * z), 1 - 2 * (x * x + z * z)]
+    rows += [2 * (y * z - w * x), 2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y)]
+    return torch.stack(rows, -1).unflatten(-1, (3, 3))
+
+
 def quat_multiply(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     """Hamilton product (..., 4) of quaternions wxyz: the rotation b followed by a."""
     aw, ax, ay, az = a.unbind(-1)

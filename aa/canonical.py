@@ -19,6 +19,7 @@ from tqdm.auto import tqdm
 
 from aa.align import align, solid_faces
 from aa.body import load_body, quat_multiply, quat_to_rotvec, rotvec_to_matrix, rotvec_to_quat
+from aa.cover import cover
 from aa.detect import detect
 from aa.fit_report import measure, missing, remarks
 from aa.gaussians import Gaussians, load_layout
@@ -26,7 +27,7 @@ from aa.gestures import at_ease
 from aa.lids import open_lids
 from aa.lips import close_lips
 from aa.ownership import parts_of_vertices
-from aa.particles import cover, moved, to_vertices
+from aa.particles import moved, to_vertices
 from aa.photofit import fit_body
 from aa.plate import clean_plate
 from aa.posing import inverse, rigid_motions, rotate, shaped, skin

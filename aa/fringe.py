@@ -13,9 +13,11 @@ import torch
 from scipy.ndimage import distance_transform_edt
 
 from aa.align import solid_faces
+from aa.bluenoise import grid
 from aa.body import Body
+from aa.detail import UNSURE
 from aa.ownership import ALIKE, HAIR, HAND, HEAD, LEG, TRUNK, UPPER_ARM, chain, is_skin, parts_of_vertices, unlike
-from aa.particles import UNSURE, Particles, grid, join
+from aa.particles import Particles, join
 from aa.view import View, part_colours, project
 
 SPACING = 2.2  # px between neighbours

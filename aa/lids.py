@@ -11,6 +11,7 @@ from scipy.ndimage import distance_transform_edt
 from scipy.spatial import cKDTree
 
 from aa.align import solid_faces
+from aa.bluenoise import grid
 from aa.body import REGIONS, Body
 from aa.gaussians import Layout, intrinsics, look_at, project
 from aa.zbuffer import zbuffer
@@ -104,8 +105,6 @@ def lid_samples(body: Body) -> Layout:
     chart = lid_chart(body)
     moves = (blink_mm(body)[body.faces].amax((1, 2)) > LID_MM).numpy()
     skin = torch.isin(body.face_region, torch.tensor([REGIONS.index(n) for n in ("face", "eyelid")])).numpy()
-    from aa.particles import grid
-
     at = grid((chart.tri >= 0) & (moves & skin)[chart.tri], 1000 * SPACING / CHART_MM)
     tri = torch.from_numpy(chart.tri[at[:, 1], at[:, 0]])
     bary = torch.from_numpy(chart.bary[at[:, 1], at[:, 0]]).float()

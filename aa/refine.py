@@ -7,6 +7,7 @@ import cv2
 import numpy as np
 import torch
 
+from aa.body import quat_to_matrix
 from aa.gaussians import Gaussians
 from aa.particles import Particles
 from aa.pseudo import Shot
@@ -101,14 +102,6 @@ def _clamp(first, color, log_size, logit, slide, bounds) -> None:
     slide.copy_(slide.maximum(-bounds[4][:, None]).minimum(bounds[4][:, None]))
     log_size.copy_(log_size.maximum(bounds[0][:, None]).clamp(max=LARGER))
     logit.copy_(logit.maximum(bounds[1]).clamp(max=2))
-
-
-def quat_to_matrix(q) -> torch.Tensor:
-    """Rotation matrices (n, 3, 3) of quaternions (n, 4) wxyz."""
-    w, x, y, z = torch.nn.functional.normalize(q, dim=-1).unbind(-1)
-    rows = [1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y), 2 * (x * y + w * z), 1 - 2 * (x * x + z * z)]
-    rows += [2 * (y * z - w * x), 2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y)]
-    return torch.stack(rows, -1).unflatten(-1, (3, 3))
 
 
 def _bounds(cloud: Particles, view: View, seen):

@@ -279,3 +279,9 @@ def visible(view: View, points, normals):
     near = z - view.depth[y, x] < 0.004
     shown = (view.mask > 0.5) & ~view.claimed & ~view.stray & ~view.edge
     return inside & near & (facing > GRAZING) & shown[y, x], pixels, facing
+
+
+def towards(view: View, points, normals) -> torch.Tensor:
+    """Cosine (n,) between normals (n, 3) and the rays from points (n, 3) to the camera."""
+    eye = -view.viewmat[:3, :3].T @ view.viewmat[:3, 3]
+    return (torch.nn.functional.normalize(eye - points, dim=1) * normals).sum(1)
