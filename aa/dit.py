@@ -94,6 +94,7 @@ class MotionDiT(nn.Module):
         self.leave = nn.Linear(w, latents)
         nn.init.zeros_(self.leave.weight)
         nn.init.zeros_(self.leave.bias)
+        self.guess = nn.Linear(w, latents)  # for training only: what is heard must tell the mouth by itself
 
     def condition(self, a: Tensor, sound: Tensor) -> Tensor:
         """What is heard, (B, T, width), from A (B, T, width_a) and raw features (B, T, F): needed once per clip, not per step."""
@@ -144,13 +145,13 @@ def noise_scheduler(config: MotionConfig):
     )  # fmt: skip
 
 
-def continued(x0: Tensor, known: int, latents: dict[str, int]) -> Tensor:
+def continued(x0: Tensor, known: int, latents: dict[str, int], join: dict[str, int] = JOIN) -> Tensor:
     """x0_hat (B, W, D) made to go on from its given frames without a step: body and hands set out with the last velocity, halved,
-    and come round to the prediction within JOIN frames; the face within two, since lips must be in time."""
+    and come round to the prediction within `join` frames; the face within two, since lips must be in time."""
     last, speed = x0[:, known - 1], 0.5 * (x0[:, known - 1] - x0[:, known - 2])
     step = last + speed - x0[:, known]
     frames = torch.arange(1, x0.shape[1] - known + 1, device=x0.device)[:, None]
-    length = torch.cat([torch.full((n,), JOIN[p], device=x0.device) for p, n in latents.items()])
+    length = torch.cat([torch.full((n,), join[p], device=x0.device) for p, n in latents.items()])
     fade = 0.5 + 0.5 * torch.cos(torch.pi * ((frames - 1) / length).clamp(max=1))  # (W - known, D): 1 at the first free frame
     fade = torch.where(length < 4, (1 - frames / length).clamp_min(0), fade)
     return torch.cat([x0[:, :known], x0[:, known:] + step[:, None] * fade], 1)

@@ -22,7 +22,7 @@ NEAR = 2  # frames this close to the positive are no negatives
 class EmbeddingConfig:
     """Sizes and loss weights of the embedding."""
 
-    body: int = 24  # latents of each part
+    body: int = 32  # latents of each part
     face: int = 32
     hand: int = 20
     width: int = 128  # a_t and hidden layers

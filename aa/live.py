@@ -13,6 +13,7 @@ from aa.motion import MotionModel, Sampler
 from aa.transfer import Deformation
 
 PAST = 32  # frames of sound before a window that the convolutions look at
+JOIN = {"body": 5, "face": 1, "hand": 5}  # frames in which a piece leaves the course of the one before: it has seen all of it
 
 
 class Live:
@@ -24,11 +25,11 @@ class Live:
     """
 
     def __init__(self, model: MotionModel, seed: int = 0, step: int = 2, margin: int = 3, ear: float = 0.16, guidance=1.4,
-                 steps: int = 6):  # fmt: skip
+                 steps: int = 6, join=JOIN):  # fmt: skip
         from aa.audio import Ear
 
         self.model, self.step, self.margin = model, step, margin
-        self.ear, self.sampler = Ear(model.embedding.config.sound, ahead=ear), Sampler(model, guidance, steps)
+        self.ear, self.sampler = Ear(model.embedding.config.sound, ahead=ear), Sampler(model, guidance, steps, join)
         self.generator = torch.Generator().manual_seed(seed)
         c = model.config
         self.start = -c.known  # index of the first frame that is kept; the body has been at rest before frame 0

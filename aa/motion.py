@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from aa.body import ASSETS
-from aa.dit import FiLM, MotionConfig, MotionDiT, Refiner, continued, noise_scheduler, steady, time_embedding
+from aa.dit import JOIN, FiLM, MotionConfig, MotionDiT, Refiner, continued, noise_scheduler, steady, time_embedding
 from aa.embedding import Embedding, EmbeddingConfig
 from aa.errors import InputError
 from aa.parts import Basis
@@ -151,7 +151,7 @@ class MotionModel(nn.Module):
         model = cls(basis, config, embedding).to(device)
         try:
             weights = {k[4:]: v.float() for k, v in t.items() if k.startswith("net.")}
-            model.load_state_dict({"sound_rest": model.sound_rest, **weights})
+            model.load_state_dict({**_added_later(model), **weights})
         except RuntimeError as error:
             raise InputError(
                 f"the weights in {path} do not fit the sizes written in it: the file was changed or made by another version; "
@@ -160,15 +160,20 @@ class MotionModel(nn.Module):
         return model.eval()
 
 
+def _added_later(model: MotionModel) -> dict[str, Tensor]:
+    """What files of the first version lack."""
+    return {k: v for k, v in model.state_dict().items() if k == "sound_rest" or k.startswith("dit.guess.")}
+
+
 class Sampler:
     """DDIM in few steps, with guidance and out-painting.
 
     Args: guidance: how far parts are pushed from "any motion" to "motion for this sound" (1 is none): a number for body and hands,
-        the face keeps to 1; or a dict by part.
+        the face keeps to 1; or a dict by part. join: frames per part in which a window leaves the course of the one before.
     """
 
-    def __init__(self, model: MotionModel, guidance: float | dict = 1.4, steps: int = 6):
-        self.dit, self.latents = model.dit, model.embedding.config.latents
+    def __init__(self, model: MotionModel, guidance: float | dict = 1.4, steps: int = 6, join: dict[str, int] = JOIN):
+        self.dit, self.latents, self.join = model.dit, model.embedding.config.latents, join
         self.regression = model.config.regression
         self.pace = noise_scheduler(model.config)
         self.pace.set_timesteps(1 if self.regression else steps)
@@ -191,6 +196,6 @@ class Sampler:
             tau2 = tau.expand(2 * B).to(x.device)
             x0, free = self.dit(x.repeat(twice), both, tau2, known.repeat(2, 1), x_known.repeat(twice)).chunk(2)
             x0 = torch.where(mark, x_known, free + self.push * (x0 - free))
-            x0 = continued(x0, k, self.latents)
+            x0 = continued(x0, k, self.latents, self.join)
             x = x0 if self.regression else self.pace.step(x0, tau, x).prev_sample
         return torch.where(mark, x_known, x)

@@ -3,6 +3,7 @@
 And the recipe of the shipped model, which is all three after another on performed clips.
 """
 
+import os
 import time
 from pathlib import Path
 
@@ -24,25 +25,27 @@ from aa.visemes import LIP_LOWER, LIP_UPPER, SKULL_FRONT, SKULL_TOP, UPPER_TEETH
 
 BASIS_CLIPS = 40
 EMPHASIS = {"body": 1.0, "face": 4.0, "hand": 1.0}  # the mouth is what sound tells most about, and its errors are seen first
-LIPS, SHUT = 0.3, 4.0  # weight of the lips' opening in the loss; how much more it counts where they are closed
-SHUT_MM = 1.0
+LIPS, LIPS_MM = 0.6, 4.0  # weight of the lips in the loss, and the error in mm that counts as one
+SHUT, SHUT_MM = 4.0, 1.0  # how much more their opening counts where it is less than this
+DEAF = 0.5  # share of the refiner's examples in which the diffusion model hears nothing
 
 
-def prepare(clips: int, seed: int = 0, folder=None, progress: bool = False) -> tuple[Stage, Basis, list[dict]]:
-    """Stage, basis and training clips; `folder` keeps them for the next time."""
+def prepare(clips: int, seed: int = 0, folder=None, progress: bool = False, sound: str = "phones", workers: int = 1):
+    """Stage, basis and training clips; `folder` keeps them for the next time. `workers`: processes, see `make_clips`."""
     from aa.body import load_body
 
     stage, chosen = Stage(load_body()), recipes(clips, seed)
     path = None if folder is None else Path(folder) / "basis.safetensors"
-    if path is not None and path.exists():
-        basis = Basis.from_tensors(load_file(path))
-    else:
+    if path is None or not path.exists():
         basis = learn_basis(stage, chosen[:BASIS_CLIPS])
         if path is not None:
             path.parent.mkdir(parents=True, exist_ok=True)
             with replacing(path) as part:
                 save_file(basis.tensors(), part)
-    return stage, basis, make_clips(stage, basis, chosen, None if folder is None else Path(folder) / "clips", progress)
+    if path is not None:
+        basis = Basis.from_tensors(load_file(path))
+    place = None if folder is None else Path(folder) / "clips"
+    return stage, basis, make_clips(stage, basis, chosen, place, progress, sound, workers)
 
 
 # ---------------------------------------------------------------- the shared space
@@ -117,9 +120,16 @@ def lip_reader(basis: Basis) -> Tensor:
     return F.pad(face, (basis.sizes["body"], basis.sizes["hand"]))
 
 
-def lip_loss(made: Tensor, there: Tensor) -> Tensor:
-    """Squared error of the lips' opening (B, T) mm in units of 4 mm, closed lips counted five times: p, b and m need them."""
-    return (((made - there) / 4).square() * (1 + SHUT * (there < SHUT_MM))).mean()
+def lip_points(basis: Basis) -> Tensor:
+    """Where points of the lips are, in mm relative to the head, as a linear function (K, 3 n) of coordinates."""
+    lips = (basis.weights["face"] == basis.weights["face"].max()).nonzero()[::6, 0]  # the vertices that count most
+    face = 1000 * basis.rows["face"][:, lips].flatten(1)
+    return F.pad(face, (0, 0, basis.sizes["body"], basis.sizes["hand"]))
+
+
+def opening_loss(made: Tensor, there: Tensor) -> Tensor:
+    """Squared error of the lips' opening (B, T) mm, closed lips counted five times: p, b and m need them."""
+    return (((made - there) / LIPS_MM).square() * (1 + SHUT * (there < SHUT_MM))).mean()
 
 
 class DiffusionObjective(Objective):
@@ -131,7 +141,9 @@ class DiffusionObjective(Objective):
         latents = model.embedding.config.latents
         self.register_buffer("alpha_bar", noise_scheduler(model.config).alphas_cumprod)
         self.register_buffer("weight", torch.cat([torch.full((latents[p],), EMPHASIS[p] / latents[p]) for p in PARTS]))
-        self.register_buffer("lips", lip_reader(model.basis))
+        self.register_buffer("open", lip_reader(model.basis))
+        self.register_buffer("points", lip_points(model.basis))
+        self.register_buffer("face", torch.cat([torch.full((latents[p],), float(p == "face")) for p in PARTS]))
 
     def draw(self, rng, size):
         """Coordinates (B, W, K), features (B, W, F), noise (B, W, D), tau (B,), known (B, W), deaf (B, 1, 1)."""
@@ -152,18 +164,34 @@ class DiffusionObjective(Objective):
         """L_simple, velocity and lips, in full precision."""
         with torch.autocast(x0.device.type, enabled=False):
             terms = motion_loss(x0_hat.float(), x0, self.weight, known, share=share)
-            opening = lambda x: self.model.embedding.decoder(x * self.model.scale) @ self.lips  # noqa: E731
-            lips = lip_loss(opening(x0_hat.float()), opening(x0))
+            lips = self.lips(x0_hat.float(), x0)
         return {**terms, "total": terms["total"] + LIPS * lips, "lips": lips}
+
+    def lips(self, x0_hat: Tensor, x0: Tensor) -> Tensor:
+        """Error of the lips, their opening and their shape, from normalised latents (B, T, D)."""
+        made, there = (self.model.embedding.decoder(x * self.model.scale) for x in (x0_hat, x0))
+        shape = ((made - there) @ self.points / LIPS_MM).square().sum(-1).mean() * 3 / self.points.shape[1]
+        return opening_loss(made @ self.open, there @ self.open) + shape
+
+    def guessed(self, heard: Tensor, x0: Tensor) -> Tensor:
+        """How badly a linear map of what is heard tells the face. At low tau the mouth can be read off X^tau, so that the network
+        would learn to hear at high tau only."""
+        with torch.autocast(x0.device.type, enabled=False):
+            guess = self.model.dit.guess(heard.float())
+            face = (self.face * self.weight * (guess - x0).square()).sum(-1).mean()
+            return face + LIPS * self.lips(guess, x0)
 
     def forward(self, coordinates, sound, noise, tau, known, deaf):
         x0, dit = self.clean(coordinates), self.model.dit
-        heard = torch.where(deaf, dit.silence, self.model.hear(sound))
+        heard = self.model.hear(sound)
+        guess = self.guessed(heard, x0)
+        heard = torch.where(deaf, dit.silence, heard)
         if self.model.config.regression:  # nothing but the sound and what is known
             x_tau, tau = torch.zeros_like(x0), torch.full_like(tau, self.model.config.timesteps - 1)
         else:
             x_tau = noised(x0, tau, self.alpha_bar, noise)
-        return self.losses(dit(x_tau, heard, tau, known, x0), x0, known)
+        terms = self.losses(dit(x_tau, heard, tau, known, x0), x0, known)
+        return {**terms, "total": terms["total"] + guess, "guess": guess}
 
 
 def train_diffusion(model: MotionModel, clips: Clips, run: Run) -> dict[str, list[float]]:
@@ -179,7 +207,10 @@ class RefinerObjective(DiffusionObjective):
 
     A free sample has other gestures and blinks than the truth: asked for those, the refiner would learn the mean of all. So
     sampling sets out from the truth noised to one of DDIM's levels, and what the noise has hidden is asked for the less: latents
-    count by alpha_bar of that level; the opening of the lips, which the sound tells, counts always.
+    count by alpha_bar of that level; the lips, about which the sound tells, count always.
+
+    On clips it was trained with, the diffusion model hardly errs, and a refiner that only saw this would trust it blindly. So in
+    half of the examples the diffusion model is deaf, and the refiner has to hear what the mouth should do.
     """
 
     def __init__(self, model: MotionModel, clips: Clips, steps: int = 6):
@@ -189,14 +220,16 @@ class RefinerObjective(DiffusionObjective):
     def draw(self, rng, size):
         coordinates, sound, noise, *_ = super().draw(rng, size)
         first, start = rng.integers(len(self.sampler.pace.timesteps)), rng.integers(0, 2000, (size, 1))
-        return coordinates, sound, noise, torch.tensor(first), torch.from_numpy(start)
+        deaf = rng.random((size, 1, 1)) < DEAF
+        return coordinates, sound, noise, torch.tensor(first), torch.from_numpy(start), torch.from_numpy(deaf)
 
-    def forward(self, coordinates, sound, noise, first, start):
+    def forward(self, coordinates, sound, noise, first, start, deaf):
         x0, m, k = self.clean(coordinates), self.model, self.model.config.known
         with torch.no_grad():
             heard = m.hear(sound)
             level = self.sampler.pace.timesteps[first].expand(len(x0)).to(x0.device)
-            drawn = self.sampler(noised(x0, level, self.alpha_bar, noise), heard, x0[:, :k], int(first))
+            told = torch.where(deaf, m.dit.silence, heard)
+            drawn = self.sampler(noised(x0, level, self.alpha_bar, noise), told, x0[:, :k], int(first))
         frames = torch.arange(x0.shape[1], device=x0.device)
         known, share = (frames < k).expand(len(x0), -1), self.alpha_bar[level][:, None, None]
         return self.losses(m.refiner(drawn, heard, start + frames), x0, known, share)
@@ -229,17 +262,18 @@ def train_motion(basis: Basis, clips: list[dict], steps: tuple[int, int, int], s
     return model.eval(), curves
 
 
-def make_motion_model(clips, steps, seed, folder, out, device="cpu") -> MotionModel:
+def make_motion_model(clips, steps, seed, folder, out, device="cpu", workers: int = 1) -> MotionModel:
     """The shipped model from nothing: data, training, facts beside it. Called again, it goes on where it was interrupted."""
     watch = time.perf_counter()
-    _, basis, made = prepare(clips, seed, folder, progress=True)
+    _, basis, made = prepare(clips, seed, folder, progress=True, workers=workers)
     model, curves = train_motion(basis, made, steps, seed, folder, device, progress=True)
     frames = sum(len(c["coordinates"]) for c in made)
-    model.save(out, {
-        "recipe": {"clips": clips, "steps": list(steps), "seed": seed}, "seconds": round(time.perf_counter() - watch),
-        "frames": frames, "minutes_of_motion": round(frames / 1500, 1),
-        "curves": {name: {k: thinned(v) for k, v in c.items()} for name, c in curves.items()},
-    })  # fmt: skip
+    if int(os.environ.get("RANK", 0)) == 0:  # of several processes, the first writes
+        model.save(out, {
+            "recipe": {"clips": clips, "steps": list(steps), "seed": seed}, "seconds": round(time.perf_counter() - watch),
+            "frames": frames, "minutes_of_motion": round(frames / 1500, 1),
+            "curves": {name: {k: thinned(v) for k, v in c.items()} for name, c in curves.items()},
+        })  # fmt: skip
     return model
 
 

@@ -5,10 +5,13 @@ b or m, the person's lips are shut: the shift at which they are shut most is the
 correlation.
 """
 
+from dataclasses import replace
+
 import numpy as np
 import torch
 
 from aa.audio import features, loudness
+from aa.breath import heard_breaths
 from aa.media import load_audio
 from aa.motion_data import Stage, closures, silent_frames
 from aa.motion_metrics import SHIFTS, closure_rate, correlation, real_mouth
@@ -35,8 +38,9 @@ def recorded(model, speech: Speech, stage: Stage, **settings) -> dict[str, float
     """A recording whose phonemes are known (`Speech.from_recording` with a transcript): are lips shut at p, b, m and in pauses?
 
     `closure`: strict, within a frame; `closure_shifted`: the same at wrong times; `pause_aperture`: mean opening in pauses, from
-    0.2 s after their beginning, over the 90th percentile.
+    0.2 s after their beginning and but for breaths that can be heard, over the 90th percentile.
     """
+    speech = replace(speech, breaths=heard_breaths(speech.audio, speech.phonemes))
     gap, at = apertures(model, speech.audio, stage, **settings), closures(speech)
     quiet = silent_frames(speech, len(gap)).numpy()
     settled = np.convolve(quiet, np.ones(6), "full")[: len(quiet)] > 5.5  # this frame and the five before

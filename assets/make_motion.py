@@ -3,8 +3,8 @@
     python assets/make_motion.py [--clips 320] [--steps 800 2600 400] [--folder runs/motion] [--out assets/motion.safetensors]
     accelerate launch --multi_gpu assets/make_motion.py --device cuda
 
-Clips and checkpoints are kept in the folder: called again, an interrupted run goes on and ends in the same weights. The notebooks 03
-and 04 call the same functions.
+Clips and checkpoints are kept in the folder: called again, an interrupted run goes on and ends in the same weights. With several
+GPUs, run it once without `accelerate` until the clips are made. The notebooks 03 and 04 call the same functions.
 """
 
 import argparse
@@ -24,7 +24,8 @@ def main() -> None:
     ask.add_argument("--seed", type=int, default=0)
     ask.add_argument("--folder", type=Path, default=ROOT / "runs" / "motion")
     ask.add_argument("--out", type=Path, default=ROOT / "assets" / "motion.safetensors")
-    ask.add_argument("--device", default="cpu")
+    ask.add_argument("--device", default="cpu", help="cpu or cuda")
+    ask.add_argument("--workers", type=int, default=1, help="processes that make clips")
     make_motion_model(**vars(ask.parse_args()))
 
 

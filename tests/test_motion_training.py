@@ -89,7 +89,7 @@ def test_refiner_learns_from_what_is_drawn_and_is_not_asked_for_what_is_hidden(t
     assert simple[0] < 1e-3, "from pure noise nothing of the truth can be asked for"
     assert simple[1] > 1e-3
     with torch.no_grad():
-        reader, basis_lips = lip_reader(basis), DiffusionObjective(model, objective.clips).lips
+        reader, basis_lips = lip_reader(basis), DiffusionObjective(model, objective.clips).open
     assert torch.equal(reader, basis_lips)
 
 
