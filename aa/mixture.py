@@ -51,7 +51,7 @@ class MixtureTeacher(Teacher):
         return self.means.dtype
 
     def encode(self, frames: Tensor) -> Tensor:
-        """Frames (B, T, H, W, 3) in [0, 1] -> z (B, 3, T, h, w) in [-1, 1]; other data, points (B, D) say, are their own latents."""
+        """Frames (B, T, H, W, 3) in [0, 1] -> z (B, 3, T, h, w) in [-1, 1]; points (B, D) are their own latents."""
         return to_latents(frames, self.shrink) if frames.ndim == 5 else frames
 
     def decode(self, z: Tensor) -> Tensor:
