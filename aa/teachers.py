@@ -6,6 +6,7 @@ studio's clips, runs on a CPU), "wan-1.3b", "wan-14b" (`aa.teacher_wan`) and "lt
 """
 
 from collections.abc import Callable
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -19,9 +20,9 @@ NAMES = ("tiny", "wan-1.3b", "wan-14b", "ltx2")
 class Teacher(nn.Module):
     """What score distillation and data synthesis need of a video diffusion model.
 
-    A subclass sets the attributes below and implements `encode`, `decode`, `hear`, `cut`, `look` and `predict`. B clips of T frames;
-    latents z are (B, C, t, h, w). Conditions are made once and used often: `audio = teacher.cut(teacher.hear(sound), starts)`,
-    `image = teacher.look(pictures)`; None is the null condition of either.
+    A subclass sets the attributes below and implements `encode`, `decode`, `hear`, `cut`, `look` and `predict`. B clips of T
+    frames; latents z are (B, C, t, h, w). Conditions are made once and used often, `audio = teacher.cut(teacher.hear(sound),
+    starts)` and `image = teacher.look(pictures)`; None is the null condition of either.
     """
 
     name: str  # one of NAMES
@@ -142,7 +143,7 @@ class Teacher(nn.Module):
         z = self.noise(len(given[0]) if given else 1, seed)
         t = torch.linspace(1, 0, steps + 1)
         sigmas = self.shift * t / (1 + (self.shift - 1) * t)
-        for k, (now, then) in enumerate(zip(sigmas[:-1], sigmas[1:])):
+        for k, (now, then) in enumerate(pairwise(sigmas)):
             z = z + (then - now).item() * self.velocity(z, now, audio, image, ga, gi).float()
             if progress:
                 progress(k + 1, steps)
@@ -167,8 +168,8 @@ def sample_clip(teacher: Teacher, image: np.ndarray, sound: np.ndarray, seed: in
 
     if image.shape != (teacher.height, teacher.width, 3):
         raise InputError(
-            f"the picture is {image.shape}: the teacher {teacher.name} wants {teacher.height} x {teacher.width} px in RGB; crop and "
-            "resize it first."
+            f"the picture is {image.shape}: the teacher {teacher.name} wants {teacher.height} x {teacher.width} px in RGB; "
+            "crop and resize it first."
         )
     if not len(sound):
         raise InputError("the sound is empty: give some speech for the person to say.")
