@@ -99,7 +99,7 @@ def sds_gradient(teacher: Teacher, z: Tensor, sigma: Tensor, eps: Tensor, audio,
 
 def video_sds_loss(
     teacher: Teacher, frames: Tensor, audio, image, config: SDS | None = None, *, sigma=None, eps=None, progress: float = 0.0,
-    generator: torch.Generator | None = None,
+    generator: torch.Generator | None = None, share: Tensor | None = None,
 ) -> Tensor:  # fmt: skip
     """Eq. 2 as a loss: 1/2 mean (z - target)^2 with target = z - g detached, whose gradient by z is g / (entries of z).
 
@@ -107,16 +107,18 @@ def video_sds_loss(
     says how far the teacher wants to go, not how good the frames are; do not expect it to fall.
 
     Args: frames (B, T, H, W, 3) in [0, 1]; audio, image: whatever the teacher takes for B clips; sigma (B,) and eps like z, both
-        drawn if not given, `config.draws` times; progress: how much of the training is over, 0..1; generator: on the CPU.
+        drawn if not given, eps `config.draws` times; progress: how much of the training is over, 0..1; generator: on the CPU;
+        share (B,): how much each clip counts.
     """
     config = config or SDS()
     z = teacher.encode(frames)
     g, draws = torch.zeros_like(z), 1 if eps is not None else config.draws
     for _ in range(draws):
-        u = torch.rand(len(z), generator=generator)
-        level = noise_level(config, u, progress).to(z) if sigma is None else sigma.to(z)
+        level = noise_level(config, torch.rand(len(z), generator=generator), progress) if sigma is None else sigma
         noise = torch.randn(z.shape, generator=generator).to(z) if eps is None else eps
-        g = g + sds_gradient(teacher, z.detach(), level, noise, audio, image, config)
+        g = g + sds_gradient(teacher, z.detach(), level.to(z), noise, audio, image, config)
+    if share is not None:
+        g = g * levels(share.to(z), z)
     return 0.5 * (z - (z - g / draws).detach()).square().mean()
 
 

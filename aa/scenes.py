@@ -1,0 +1,108 @@
+"""What the end-to-end fine-tuning learns from: a person seen close, their motion and sound, and what a camera saw of them."""
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from aa.closeup import CloseUp, Person
+from aa.errors import InputError
+from aa.fit_footage import Footage, crop_camera, enlarge
+from aa.gaussians import Layout, load_layout
+from aa.lifting import colors_from_tracks
+from aa.media import FPS, SAMPLE_RATE
+from aa.motion import MotionModel
+from aa.motion_data import Recipe, sound_of
+from aa.motion_data import Stage as Template
+from aa.performer import Style, perform
+from aa.transfer import Transfer
+
+NODES = 300  # of the transfer to a person seen close: a third of those of `Transfer`, 0.1 mm worse, twice as fast
+
+
+@dataclass(frozen=True)
+class Scene:
+    """T frames at 25 fps of one person. What is None is not known, and the terms of the loss that need it are left out."""
+
+    closeup: CloseUp
+    coordinates: Tensor  # (T, K) of the motion basis: performed, fitted to the clip, or drawn by the model itself as an anchor
+    features: Tensor  # (T, F) what the motion model hears
+    audio: np.ndarray  # (n,) float32 at 16 kHz, for the teacher
+    image: Tensor  # (size, size, 3) in [0, 1], the person as the teacher sees them
+    frames: Tensor | None = None  # (T, size, size, 3) in [0, 1]
+    tracks: Tensor | None = None  # (T, P, 2) px of the crop
+    visible: Tensor | None = None  # (T, P) bool
+    particle: Tensor | None = None  # (P,) particles of the close-up that the tracks follow
+    points: Tensor | None = None  # (T, P, 3) m, where they truly are; only the studio knows, and only for measuring
+
+    @classmethod
+    def of_clip(cls, model: MotionModel, closeup: CloseUp, clip, coordinates: Tensor, box=None) -> "Scene":
+        """From a `Clip` of the person whose tracks belong to the particles of `closeup`'s person.
+
+        Args: coordinates (T, K); box (left, top, right, bottom) px of the clip that the close-up shows, None: all of it.
+        Raises: InputError: no sound in the clip, coordinates of another length.
+        """
+        pictures = torch.as_tensor(np.asarray(clip.load_frames()), dtype=torch.float32, device=model.device) / 255
+        T, height, width = pictures.shape[:3]
+        if clip.audio is None:
+            raise InputError("the clip has no sound: distillation needs what the person says; give one with sound.")
+        if len(coordinates) != T:
+            raise InputError(f"the clip has {T} frames but its motion has {len(coordinates)}: give the motion of this clip.")
+        left, top, right, bottom = box = (0, 0, width, height) if box is None else box
+        frames = enlarge(pictures, box, closeup.size) if (right - left, bottom - top) != (closeup.size,) * 2 else pictures
+        seen = {}
+        if clip.tracks is not None and clip.particle is not None:
+            as_tensor = lambda x: torch.as_tensor(np.asarray(x), device=model.device)  # noqa: E731
+            kept, particle = closeup.track(as_tensor(clip.particle))
+            shrink = torch.tensor([closeup.size / (right - left), closeup.size / (bottom - top)], device=model.device)
+            corner = torch.tensor([left, top], dtype=torch.float32, device=model.device)
+            tracks = (as_tensor(clip.tracks).float().transpose(0, 1)[:, kept] - corner) * shrink
+            seen = {"tracks": tracks, "visible": as_tensor(clip.visibility).T[:, kept], "particle": particle}
+        return cls(closeup, coordinates, model.features(clip.audio, T), clip.audio, frames[0], frames, **seen)
+
+    @torch.no_grad()
+    def fit(self, motion: Tensor) -> dict[str, float]:
+        """How far coordinates (T, K) are from what was seen: mean distance of the tracks in px of the crop and in mm."""
+        means, _ = self.closeup.pose(motion)
+        off = (self.closeup.pixels(means)[:, self.particle] - self.tracks).norm(dim=-1)
+        out = {"track_px": float((off * self.visible).sum() / self.visible.sum().clamp_min(1))}
+        if self.points is not None:
+            out["track_mm"] = 1000 * float((means[:, self.particle] - self.points).norm(dim=-1).mean())
+        return out
+
+
+def studio_scene(
+    model: MotionModel, template: Template, recipe: Recipe, stage, size: int = 64, frames: int | None = None,
+    layout: Layout | None = None, box=None,
+) -> Scene:  # fmt: skip
+    """A scene of a studio person (`aa.studio.Stage`) who performs a recipe, seen by the studio's camera for faces.
+
+    Args: frames: the first so many, None: all; layout, by default the small one; box (left, top, right, bottom) px of the picture
+        of size x size to look at instead: the film is made of that crop.
+    """
+    from aa.studio import camera, film
+
+    body, layout = template.body, layout or load_layout(template.body, 10_000)
+    K, viewmat = camera("face", size, size, person=stage.body)
+    K = K if box is None else crop_camera(K, box, size)
+    V, recipe = len(body.v_template), replace(recipe, person=False)
+    speech = sound_of(recipe)
+    style = replace(Style.sample(torch.Generator().manual_seed(recipe.seed)), expressiveness=1.0)  # as `Template.motion`
+    played = perform(body, speech, recipe.seed, style)
+    T = min(len(played.actions), frames or len(played.actions))
+    played = replace(played, actions=played.actions[:T], rotvecs=played.rotvecs[:T], translation=played.translation[:T])
+    rest = stage.pose(template.ease, None, None)[:V]
+    clip = film(body, stage, played, layout, K, viewmat, size, size, supersample=2, speech=speech)
+    posed = (stage.pose(played.rotvecs[t], played.actions[t], played.translation[t])[:V] for t in range(T))
+    points = torch.stack([layout.place(v) for v in posed])
+    behind = torch.from_numpy(stage.backdrop(size, size).copy())
+    colors = colors_from_tracks(Footage.of(clip, behind), layout.place(rest))
+    closeup = CloseUp(
+        body, model.basis, Person.of_layout(layout, rest, colors), Transfer(body, template.rest, rest, nodes=NODES),
+        viewmat, K, size, behind,
+    )  # fmt: skip
+    coordinates = model.basis.encode(template.motion(recipe, speech)[:T])
+    scene = Scene.of_clip(model, closeup, replace(clip, audio=speech.audio[: round(T * SAMPLE_RATE / FPS)]), coordinates)
+    closeup.polish(scene.frames, coordinates)
+    return replace(scene, points=points[:, closeup.rows[scene.particle]])
