@@ -175,7 +175,7 @@ class Windows:
         return (self.frames - 1) * self.stride + 1
 
     def __len__(self) -> int:
-        return len(self.open)
+        return len(self.sound)
 
     def statistics(self) -> tuple[Tensor, Tensor]:
         """Mean and deviation (F,) of the sound features."""
