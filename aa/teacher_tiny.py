@@ -136,13 +136,15 @@ class VideoUNet(nn.Module):
     def __init__(self, config: TinyConfig):
         super().__init__()
         c, w, e = config.channels, config.width, config.condition
-        places = (config.size // config.block // 2) ** 2
+        self.side = side = config.size // config.block
+        places = (side // 2) ** 2
         self.row = nn.Linear(config.features, 64)
-        self.listen = nn.Sequential(nn.Linear(64 * (2 * config.context + 1), e), nn.SiLU(), nn.Linear(e, e))
+        self.listen = nn.Sequential(nn.Linear(64 * (2 * config.context + 1), e), nn.SiLU(), nn.Linear(e, e), nn.LayerNorm(e))
         self.silence = nn.Parameter(torch.zeros(e))  # stands for "no sound given"
         self.nobody = nn.Parameter(torch.zeros(c, 1, 1))  # stands for "no image given"
         self.level = nn.Sequential(nn.Linear(64, e), nn.SiLU(), nn.Linear(e, e))
-        self.enter = nn.Conv2d(2 * c, w, 3, padding=1)
+        self.say = nn.Linear(e, c * side**2)  # the picture's motion as far as the sound alone tells it
+        self.enter = nn.Conv2d(3 * c, w, 3, padding=1)
         self.above = nn.ModuleList(ConvBlock(w, w, e) for _ in range(2))
         self.down = nn.Conv2d(w, 2 * w, 3, stride=2, padding=1)
         self.below = nn.ModuleList(ConvBlock(2 * w, 2 * w, e) for _ in range(3))
@@ -157,11 +159,16 @@ class VideoUNet(nn.Module):
         """Normalised rows (B, T, 2 context + 1, F) -> (B, T, E)."""
         return self.listen(F.silu(self.row(rows)).flatten(2))
 
+    def told(self, heard: Tensor) -> Tensor:
+        """Heard (B, T, E) -> motion (B, T, C, h, w), a linear map. Training asks it to be right by itself: a network that sees the
+        noised frames hardly begins to listen."""
+        return self.say(heard).unflatten(2, (-1, self.side, self.side))
+
     def forward(self, z: Tensor, sigma: Tensor, heard: Tensor, image: Tensor) -> Tensor:
         """z (B, T, C, h, w), sigma (B,), heard (B, T, E), image (B, C, h, w) -> (B, T, C, h, w)."""
         T = z.shape[1]
         e = F.silu(self.level(time_embedding(1000 * sigma, 64))[:, None] + heard)
-        x = torch.cat([z, image[:, None].expand(-1, T, -1, -1, -1)], 2)
+        x = torch.cat([z, image[:, None].expand(-1, T, -1, -1, -1), self.told(heard)], 2)
         x = _each(self.enter, x)
         for block in self.above:
             x = block(x, e)

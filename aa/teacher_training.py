@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from aa.audio import PROSODY
 from aa.media import replacing
 from aa.teacher_data import KINDS, Windows, close_up_recipes, film_all
 from aa.teacher_tiny import TinyConfig, TinyTeacher
@@ -17,11 +18,14 @@ from aa.training import Objective, Run, train
 
 SPREAD = 1.2  # of the logit of sigma, normal around 0 (Esser et al. 2024): most at middling noise, where motion is decided
 DROP = {"sound": 0.15, "image": 0.1, "both": 0.05}  # shares of examples, for guidance
+DEAF = 0.5  # share of examples without energy, voicing and pitch: lips must not lean on loudness
+TOLD = 0.3  # weight of what the sound alone must tell
 SHIFTS = tuple(range(-6, 7))  # frames at 25 fps
 SIZES = {  # clips, held-out clips, steps, examples a step
     "smoke": (4, 2, 6, 2),
     "quick": (48, 8, 600, 8),
-    "full": (320, 24, 6000, 16),
+    "hour": (160, 16, 2500, 8),
+    "full": (640, 32, 20_000, 32),
 }
 
 
@@ -32,6 +36,8 @@ class TeacherObjective(Objective):
     def __init__(self, teacher: TinyTeacher, windows: Windows):
         super().__init__()
         self.teacher, self.trained, self.windows = teacher, teacher.net, windows
+        columns = teacher.config.features
+        self.prosody = torch.arange(columns) >= columns - PROSODY
 
     def draw(self, rng, size):
         """frames, image, rows, kind of `Windows.draw`; eps (B, C, T, h, w), sigma (B,), deaf and blind (B,)."""
@@ -41,6 +47,7 @@ class TeacherObjective(Objective):
         eps = torch.from_numpy(rng.standard_normal((size, c.channels, c.frames, side, side), np.float32))
         sigma = torch.from_numpy(1 / (1 + np.exp(-SPREAD * rng.standard_normal(size)))).float()
         u = torch.from_numpy(rng.random(size))
+        rows = torch.where(torch.from_numpy(rng.random((size, 1, 1, 1)) < DEAF) & self.prosody, self.teacher.sound_mean.cpu(), rows)
         both = DROP["both"]
         deaf, blind = u < both + DROP["sound"], (u < both) | (u > 1 - DROP["image"])
         return frames, image, rows, kind, eps, sigma, deaf, blind
@@ -53,8 +60,17 @@ class TeacherObjective(Objective):
         heard = torch.where(deaf[:, None, None], t.net.silence, t.heard(rows))
         shown = torch.where(blind[:, None, None, None], t.net.nobody, shown)
         v = t.guess(z_sigma, sigma, heard, shown).float()
-        error = (v - (eps - z)).square() * t.motion[kind][:, None, None]
-        return {"total": error.mean()}
+        simple = ((v - (eps - z)).square() * t.motion[kind][:, None, None]).mean()
+        told = self.told(t.heard(rows), z, kind)
+        return {"total": simple + TOLD * told, "simple": simple, "told": told}
+
+    def told(self, heard: Tensor, z: Tensor, kind: Tensor) -> Tensor:
+        """Share of a face's motion within the window that the sound alone leaves unexplained, by `VideoUNet.told`."""
+        with torch.autocast(z.device.type, enabled=False):
+            made, there = self.trained.told(heard.float()).transpose(1, 2), z
+            made, there = (x - x.mean(2, keepdim=True) for x in (made, there))
+            weight = self.teacher.motion[0] * (kind == KINDS.index("face"))[:, None, None, None, None]
+            return ((made - there).square() * weight).mean() / (there.square() * weight).mean().clamp_min(1e-6)
 
 
 @torch.no_grad()

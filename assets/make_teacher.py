@@ -2,9 +2,9 @@
 
     python assets/make_teacher.py [--size full] [--folder runs/teacher] [--out assets/teacher.safetensors] [--device cuda]
 
-Sizes: smoke (seconds, teaches nothing), quick (some minutes), full. Close-ups and checkpoints are kept in the folder: called
-again, an interrupted run goes on and ends in the same weights. With several GPUs, `accelerate launch --multi_gpu` once the clips
-are made.
+Sizes: smoke (seconds, teaches nothing), quick (20 minutes on a core), hour, full (for a GPU). Close-ups and checkpoints are kept
+in the folder: called again, an interrupted run goes on and ends in the same weights. With several GPUs, `accelerate launch
+--multi_gpu` once the clips are made.
 """
 
 import argparse
