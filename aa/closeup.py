@@ -73,7 +73,8 @@ class CloseUp:
         self.gaussians = Gaussians(*(x[self.rows] for x in vars(person.gaussians).values()))
         corners, bary = person.corners[self.rows], person.bary[self.rows]
         hold = corners.gather(1, bary.argmax(1, keepdim=True))[:, 0]
-        frames = [v[:: 1 + len(v) // FRAME_VERTICES] for v in basis.parts.frames.values()]
+        needed = [*basis.parts.frames.values(), basis.parts.hand]  # without hands in sight their coordinates must still be read
+        frames = [v[:: 1 + len(v) // FRAME_VERTICES] for v in needed]
         used = torch.cat([hold, *frames, *([] if transfer is None else [transfer.nodes])]).unique()
         self.hold = torch.searchsorted(used, hold)  # (n,) rows of `used`, which is sorted
         self.basis = basis.select(used)

@@ -8,6 +8,7 @@ X^0 predicted from much noise is a mean over all motions that fit the sound, and
 just that mean; the teacher does not. So score distillation counts by alpha_bar(tau): where the prediction is sharp.
 """
 
+import hashlib
 from dataclasses import asdict, dataclass, field
 
 import numpy as np
@@ -141,6 +142,7 @@ class FineTuneObjective(DiffusionObjective):
         known = (frame < m.config.known).expand(len(x0), -1)
         heard = m.hear(sound)
         x0_hat = m.dit(noised(x0, tau, self.alpha_bar, noise), heard, tau, known, x0)
+        x0_hat = x0_hat if x0_hat.requires_grad else x0_hat.requires_grad_()  # gradients are measured there, trained or not
         x = torch.where(known[..., None], x0, x0_hat)
         if m.config.refine:
             x = m.refiner(x, heard, (begin[:, None] + frame).clamp_min(0))
@@ -203,11 +205,12 @@ def _quiet(scene: Scene) -> Tensor:
 def fine_tune(model: MotionModel, scenes: list[Scene], config: FineTune, run: Run, teacher: Teacher | None = None) -> dict:
     """Train the parts of `model` that `config.parts` names, in place; returns the curves: each term, and "norm ..." its gradient.
 
-    Args: run: a rate of 1e-4 and a batch of 1 to 4 suit; its folder keeps "distill.safetensors", from which an interrupted run
-        goes on to the same end.
+    Args: run: a rate of 1e-4 and a batch of 1 to 4 suit; its folder keeps "distill-<settings>.safetensors", from which an
+        interrupted run goes on to the same end.
     """
     objective = FineTuneObjective(model, scenes, config, teacher, run.steps)
-    curves = train(objective, run, "distill")
+    settings = hashlib.sha256(f"{config} {len(scenes)} {getattr(teacher, 'name', None)}".encode()).hexdigest()[:8]
+    curves = train(objective, run, f"distill-{settings}")
     model.eval()
     return curves
 

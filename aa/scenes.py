@@ -8,14 +8,15 @@ from torch import Tensor
 
 from aa.closeup import CloseUp, Person
 from aa.errors import InputError
-from aa.fit_footage import Footage, crop_camera, enlarge
-from aa.gaussians import Layout, load_layout
+from aa.fit_footage import Footage, enlarge
+from aa.gaussians import Layout, load_layout, project
 from aa.lifting import colors_from_tracks
 from aa.media import FPS, SAMPLE_RATE
 from aa.motion import MotionModel
 from aa.motion_data import Recipe, sound_of
 from aa.motion_data import Stage as Template
 from aa.performer import Style, perform
+from aa.teacher_data import close_up, crop_camera
 from aa.transfer import Transfer
 
 NODES = 300  # of the transfer to a person seen close: a third of those of `Transfer`, 0.1 mm worse, twice as fast
@@ -50,7 +51,8 @@ class Scene:
         if len(coordinates) != T:
             raise InputError(f"the clip has {T} frames but its motion has {len(coordinates)}: give the motion of this clip.")
         left, top, right, bottom = box = (0, 0, width, height) if box is None else box
-        frames = enlarge(pictures, box, closeup.size) if (right - left, bottom - top) != (closeup.size,) * 2 else pictures
+        same = (right - left, bottom - top) == (closeup.size, closeup.size)
+        frames = pictures[:, top:bottom, left:right] if same else enlarge(pictures, box, closeup.size)
         seen = {}
         if clip.tracks is not None and clip.particle is not None:
             as_tensor = lambda x: torch.as_tensor(np.asarray(x), device=model.device)  # noqa: E731
@@ -74,25 +76,24 @@ class Scene:
 
 def studio_scene(
     model: MotionModel, template: Template, recipe: Recipe, stage, size: int = 64, frames: int | None = None,
-    layout: Layout | None = None, box=None,
+    layout: Layout | None = None, kind: str = "face",
 ) -> Scene:  # fmt: skip
-    """A scene of a studio person (`aa.studio.Stage`) who performs a recipe, seen by the studio's camera for faces.
+    """A scene of a studio person (`aa.studio.Stage`) who performs a recipe, seen as close as the tiny teacher sees people.
 
-    Args: frames: the first so many, None: all; layout, by default the small one; box (left, top, right, bottom) px of the picture
-        of size x size to look at instead: the film is made of that crop.
+    Args: frames: the first so many, None: all; layout, by default the small one; kind of `aa.teacher_data.close_up`.
     """
     from aa.studio import camera, film
 
     body, layout = template.body, layout or load_layout(template.body, 10_000)
-    K, viewmat = camera("face", size, size, person=stage.body)
-    K = K if box is None else crop_camera(K, box, size)
     V, recipe = len(body.v_template), replace(recipe, person=False)
+    rest = stage.pose(template.ease, None, None)[:V]
+    K, viewmat = camera(kind, size, size, person=stage.body)
+    K = crop_camera(K, close_up(project(layout.place(rest)[layout.part == 1], viewmat, K)[0], kind), size)
     speech = sound_of(recipe)
     style = replace(Style.sample(torch.Generator().manual_seed(recipe.seed)), expressiveness=1.0)  # as `Template.motion`
     played = perform(body, speech, recipe.seed, style)
     T = min(len(played.actions), frames or len(played.actions))
     played = replace(played, actions=played.actions[:T], rotvecs=played.rotvecs[:T], translation=played.translation[:T])
-    rest = stage.pose(template.ease, None, None)[:V]
     clip = film(body, stage, played, layout, K, viewmat, size, size, supersample=2, speech=speech)
     posed = (stage.pose(played.rotvecs[t], played.actions[t], played.translation[t])[:V] for t in range(T))
     points = torch.stack([layout.place(v) for v in posed])
