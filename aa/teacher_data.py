@@ -186,6 +186,10 @@ class Windows:
         """Everything heard in a clip, (N, F)."""
         return self.sound[clip][min(take, len(self.sound[clip]) - 1)]
 
+    def whole(self, clip: int) -> Tensor:
+        """All frames of a clip (N, size, size, 3) in [0, 1], cut at one place."""
+        return self._cut(clip, slice(0, len(self.box[clip]), 1), torch.zeros(2), None)
+
     def pictures(
         self, clip: int, start: int, other: int, jitter=(0, 0), mirror: bool = False, backdrop=None
     ) -> tuple[Tensor, Tensor]:

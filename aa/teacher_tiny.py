@@ -201,8 +201,8 @@ class TinyTeacher(Teacher):
         side = config.size // config.block
         self.register_buffer("sound_mean", torch.zeros(config.features))
         self.register_buffer("sound_std", torch.ones(config.features))
-        # How much things move at each place of a close-up, mean 1: weighs errors in training and in tests.
-        self.register_buffer("motion", torch.ones(len(KINDS), side, side))
+        # Where the sound tells about the picture, for each kind of close-up, mean 1: weighs errors in training and in tests.
+        self.register_buffer("hearing", torch.ones(len(KINDS), side, side))
 
     def encode(self, frames: Tensor) -> Tensor:
         return self.latent.encode(frames).movedim(-1, 1)

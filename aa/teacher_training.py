@@ -19,6 +19,7 @@ from aa.training import Objective, Run, train
 SPREAD = 1.2  # of the logit of sigma, normal around 0 (Esser et al. 2024): most at middling noise, where motion is decided
 DROP = {"sound": 0.15, "image": 0.1, "both": 0.05}  # shares of examples, for guidance
 DEAF = 0.5  # share of examples without energy, voicing and pitch: lips must not lean on loudness
+EVENLY = 0.5  # share of the loss in which all places count alike
 TOLD = 0.3  # weight of what the sound alone must tell
 SHIFTS = tuple(range(-6, 7))  # frames at 25 fps
 SIZES = {  # clips, held-out clips, steps, examples a step
@@ -30,8 +31,8 @@ SIZES = {  # clips, held-out clips, steps, examples a step
 
 
 class TeacherObjective(Objective):
-    """Flow matching: |v_hat - (eps - z)|^2, places that move counted more. The weights are fixed for each kind of close-up, so the
-    minimum stays the true velocity."""
+    """Flow matching: |v_hat - (eps - z)|^2, places about which the sound tells counted more. The weights are fixed for each kind of
+    close-up, so the minimum stays the true velocity."""
 
     def __init__(self, teacher: TinyTeacher, windows: Windows):
         super().__init__()
@@ -60,7 +61,7 @@ class TeacherObjective(Objective):
         heard = torch.where(deaf[:, None, None], t.net.silence, t.heard(rows))
         shown = torch.where(blind[:, None, None, None], t.net.nobody, shown)
         v = t.guess(z_sigma, sigma, heard, shown).float()
-        simple = ((v - (eps - z)).square() * t.motion[kind][:, None, None]).mean()
+        simple = ((v - (eps - z)).square() * (EVENLY + (1 - EVENLY) * t.hearing[kind][:, None, None])).mean()
         told = self.told(t.heard(rows), z, kind)
         return {"total": simple + TOLD * told, "simple": simple, "told": told}
 
@@ -69,7 +70,7 @@ class TeacherObjective(Objective):
         with torch.autocast(z.device.type, enabled=False):
             made, there = self.trained.told(heard.float()).transpose(1, 2), z
             made, there = (x - x.mean(2, keepdim=True) for x in (made, there))
-            weight = self.teacher.motion[0] * (kind == KINDS.index("face"))[:, None, None, None, None]
+            weight = self.teacher.hearing[0] * (kind == KINDS.index("face"))[:, None, None, None, None]
             return ((made - there).square() * weight).mean() / (there.square() * weight).mean().clamp_min(1e-6)
 
 
@@ -80,17 +81,42 @@ def prepare_teacher(config: TinyConfig, windows: Windows, seed: int = 0, batches
         torch.manual_seed(seed)
         teacher = TinyTeacher(config)
     rng = np.random.default_rng([seed, 1])
-    frames, _, _, kinds = (torch.cat(x) for x in zip(*(windows.draw(4, rng) for _ in range(batches))))
+    frames = torch.cat([windows.draw(4, rng)[0] for _ in range(batches)])
     teacher.latent.fit(frames.flatten(0, 1)[::3])
     mean, std = windows.statistics()
     teacher.sound_mean.copy_(mean)
     teacher.sound_std.copy_(std)
-    moved = teacher.encode(frames).var(2).mean(1)  # (n, h, w)
-    for k in range(len(KINDS)):
-        if (kinds == k).any():
-            m = moved[kinds == k].mean(0)
-            teacher.motion[k].copy_(0.5 + 0.5 * m / m.mean())
+    teacher.hearing.copy_(hearing_map(teacher, windows))
     return teacher
+
+
+@torch.no_grad()
+def hearing_map(teacher: TinyTeacher, windows: Windows, ridge: float = 0.1, least: float = 0.02) -> Tensor:
+    """Where the sound tells about the picture: (kinds, h, w), mean 1 each.
+
+    The motion of each place about its clip's mean is predicted from the sound of the frame by ridge regression, learned on every
+    second clip and tried on the others; what it explains is the weight. All alike where nowhere `least` of the motion is explained.
+    """
+    out = torch.ones_like(teacher.hearing)
+    for kind in range(len(KINDS)):
+        halves = [[0.0, 0.0, 0.0, 1e-9], [0.0, 0.0, 0.0, 1e-9]]  # sums of a a', a z, z z and their number
+        for n, clip in enumerate(k for k in range(len(windows)) if windows.kind[k] == kind):
+            z = teacher.latent.encode(windows.whole(clip)).flatten(1, 2).movedim(1, 0)  # (places, T, C)
+            a = (windows.rows(clip) - teacher.sound_mean) / teacher.sound_std
+            z, a = z - z.mean(1, keepdim=True), a - a.mean(0)
+            for k, value in enumerate((a.T @ a, a.T @ z, z.square().sum((1, 2)), len(a))):
+                halves[n % 2][k] = halves[n % 2][k] + value
+        if not all(torch.is_tensor(h[0]) for h in halves):
+            continue
+        explained = 0.0
+        for (aa, az, _, count), (aa_, az_, _, _) in (halves, halves[::-1]):
+            w = torch.linalg.solve(aa + ridge * count * torch.eye(len(aa)), az)  # (places, F, C)
+            explained = explained + (w * (2 * az_ - aa_ @ w)).sum((1, 2))
+        share = (explained / (halves[0][2] + halves[1][2]).clamp_min(1e-9)).clamp_min(0)
+        if share.max() > least:
+            gain = torch.where(share > 0.1 * share.max(), explained, 0).clamp_min(0)
+            out[kind] = (gain / gain.mean()).view_as(out[kind])
+    return out
 
 
 def train_teacher(teacher: TinyTeacher, windows: Windows, run: Run) -> dict[str, list[float]]:
@@ -139,7 +165,7 @@ def judge(teacher: TinyTeacher, windows: Windows, per_clip: int = 3, shifts=SHIF
     curves, best, null = {k: [] for k in KINDS}, {k: [] for k in KINDS}, {k: [] for k in KINDS}
     for clip in range(len(windows)):
         kind, free = windows.kind[clip], len(windows.box[clip]) - windows.reach
-        weight = teacher.motion[kind][None, None, None]
+        weight = teacher.hearing[kind][None, None, None]
         losses = []
         for n, start in enumerate(np.linspace(min(3, free), max(free - 3, 0), per_clip).astype(int)):
             other = 0 if start > free / 2 else len(windows.box[clip]) - 1
