@@ -54,15 +54,17 @@ class Transfer:
 
     Args: body; source (V, 3) m, the rest the motion was made on; target (V, 3) m, the new person's rest; turn (V, 3, 3), rotation
         of the target's rest relative to the source's at each vertex (identity where the postures agree); gain (V,), share of
-        each motion that is kept (a forearm that is already raised in the rest has less room for a gesture).
+        each motion that is kept (a forearm that is already raised in the rest has less room for a gesture); open (V,), factor of
+        how far facial actions move each vertex up and down.
     At the source itself (same vertices, identity turns) the transfer is exact.
     """
 
-    def __init__(self, body: Body, source, target, turn=None, gain=None, nodes: int = 900):
+    def __init__(self, body: Body, source, target, turn=None, gain=None, nodes: int = 900, open=None):
         self.source, self.target = source, target
         turn = torch.eye(3, device=source.device).expand(len(source), 3, 3) if turn is None else turn
         self.turn = rotvec_to_matrix(matrix_to_rotvec(turn))  # skinning blends rotations; these are exact
         self.gain = torch.ones(len(source), 1, device=source.device) if gain is None else gain[:, None]
+        self.open = torch.ones(len(source), device=source.device) if open is None else open
         rest = body.v_template
         self.nodes = _farthest_points(rest, _rigid_vertices(body), nodes)
         self.edges = _knn(rest[self.nodes], rest[self.nodes], NEIGHBOURS + 1)[0][:, 1:]
@@ -78,7 +80,7 @@ class Transfer:
         place = torch.full((len(self.source),), -1, device=vertices.device)
         place[vertices] = torch.arange(len(vertices), device=vertices.device)
         out = copy(self)
-        for name in ("source", "target", "turn", "gain", "index", "weight"):
+        for name in ("source", "target", "turn", "gain", "open", "index", "weight"):
             setattr(out, name, getattr(self, name)[vertices])
         out.nodes = place[self.nodes]
         if (out.nodes < 0).any():
@@ -104,6 +106,7 @@ class Transfer:
         moved = self.source + motion.means
         nodes = self._solve_nodes(turns, there, moved[:, self.nodes])
         local = self.gain * (moved - self._blend(moved[:, self.nodes], turns, self.source))
+        local[..., 2] *= self.open
         placed = self._blend(nodes, there, self.target) + _rotate(self.turn, local)
         return Deformation(placed - self.target, rotvecs)
 

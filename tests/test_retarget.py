@@ -7,8 +7,9 @@ import torch
 
 from aa.body import load_body
 from aa.gestures import at_ease, posture
-from aa.retarget import LEAST_GAIN, MOST_GAIN, gesture_gain, retarget
+from aa.retarget import LEAST_GAIN, MOST_GAIN, MOUTH, gesture_gain, retarget
 from aa.transfer import motion_from_rest
+from aa.visemes import lip_aperture
 
 RAISED = ((0.3, -0.3, -1.0), (0.1, -0.8, 0.6), 0.4)
 
@@ -48,3 +49,18 @@ def test_hands_go_with_their_forearms_and_bend_at_the_wrist(body):
     most = [body.weights[:, body.joint(n)].topk(20).indices for n in ("finger3-1.L", "lowerarm02.L")]
     hand, fore = (out.rotvecs[0, ids].mean(0) for ids in most)
     assert (hand - fore).norm() > 0.2
+
+
+def test_a_closed_mouth_stays_closed_and_an_open_one_opens_wider(body):
+    start = at_ease(body)
+    v0, R0 = body.pose(rotvecs=start)
+    closed, open_ = torch.zeros(2, len(body.action_names))
+    closed[body.action("jawOpen")], closed[body.action("mouthClose")] = 0.2, 0.204
+    open_[body.action("jawOpen")] = 0.2
+    turned = start.clone()
+    turned[body.joint("head"), 2] += 0.4
+    v, R = body.pose(rotvecs=torch.stack([start, start, turned]), actions=torch.stack([closed, open_, open_]))
+    out = v0 + retarget(body, someone(body, start))(motion_from_rest(v, R, v0, R0)).means
+    before, after = 1000 * lip_aperture(v), 1000 * lip_aperture(out)
+    assert after[0] < before[0] + 1
+    torch.testing.assert_close(after[1:] / before[1:], torch.full((2,), MOUTH), atol=0.15 * MOUTH, rtol=0)
