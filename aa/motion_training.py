@@ -18,7 +18,7 @@ from aa.dit import MotionConfig, noise_scheduler
 from aa.embedding import Embedding, EmbeddingConfig, embedding_losses
 from aa.media import replacing
 from aa.motion import MotionModel, Sampler
-from aa.motion_data import Stage, learn_basis, make_clips, recipes
+from aa.motion_data import VOICES_TRAIN, VOICES_UNSEEN, Stage, learn_basis, make_clips, recipes
 from aa.parts import PARTS, Basis
 from aa.training import Objective, Run, train
 from aa.visemes import LIP_LOWER, LIP_UPPER, SKULL_FRONT, SKULL_TOP, UPPER_TEETH
@@ -263,18 +263,27 @@ def train_motion(basis: Basis, clips: list[dict], steps: tuple[int, int, int], s
 
 
 def make_motion_model(clips, steps, seed, folder, out, device="cpu", workers: int = 1) -> MotionModel:
-    """The shipped model from nothing: data, training, facts beside it. Called again, it goes on where it was interrupted."""
+    """The shipped model from nothing: data, training, facts and scores beside it. Called again, it goes on where it stopped."""
     watch = time.perf_counter()
-    _, basis, made = prepare(clips, seed, folder, progress=True, workers=workers)
+    stage, basis, made = prepare(clips, seed, folder, progress=True, workers=workers)
     model, curves = train_motion(basis, made, steps, seed, folder, device, progress=True)
     frames = sum(len(c["coordinates"]) for c in made)
     if int(os.environ.get("RANK", 0)) == 0:  # of several processes, the first writes
         model.save(out, {
             "recipe": {"clips": clips, "steps": list(steps), "seed": seed}, "seconds": round(time.perf_counter() - watch),
-            "frames": frames, "minutes_of_motion": round(frames / 1500, 1),
+            "frames": frames, "minutes_of_motion": round(frames / 1500, 1), "held_out": held_out(stage, model),
             "curves": {name: {k: thinned(v) for k, v in c.items()} for name, c in curves.items()},
         })  # fmt: skip
     return model
+
+
+def held_out(stage: Stage, model: MotionModel, count: int = 12) -> dict[str, dict[str, float]]:
+    """How well the model speaks sentences it has not heard, in voices of the training and in others (`aa.motion_metrics`)."""
+    from aa.motion_metrics import Judge
+
+    judge, voices = Judge(stage.body, model), {"seen voices": VOICES_TRAIN, "unseen voices": VOICES_UNSEEN}
+    tests = {name: recipes(count, seed=5, split="held-out", voices=v, people=0) for name, v in voices.items()}
+    return {name: {k: round(v, 4) for k, v in judge(t).items() if v is not None} for name, t in tests.items()}
 
 
 def thinned(curve: list[float], points: int = 60) -> list[float]:
