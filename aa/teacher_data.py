@@ -221,7 +221,7 @@ class Windows:
             start, mirror = int(rng.integers(T - self.reach + 1)), bool(rng.random() < 0.5)
             far = [t for t in range(T) if t < start - 12 or t >= start + self.reach + 12] or [0, T - 1]
             backdrop = rng.uniform(0, 1, 3) if rng.random() < 0.5 else None
-            jitter = rng.integers(-2, 3, 2)
+            jitter = rng.integers(-5, 6, 2)  # px: scenes are framed once, and the head moves in them
             x, image = self.pictures(clip, start, int(rng.choice(far)), jitter, mirror, backdrop)
             rows = cut_rows(self.rows(clip, int(rng.integers(2))), [start], self.frames, self.stride, self.context)[0]
             out.append((x, image, rows, torch.tensor(self.kind[clip])))

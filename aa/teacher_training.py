@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from aa.audio import PROSODY
 from aa.media import replacing
@@ -91,11 +92,12 @@ def prepare_teacher(config: TinyConfig, windows: Windows, seed: int = 0, batches
 
 
 @torch.no_grad()
-def hearing_map(teacher: TinyTeacher, windows: Windows, ridge: float = 0.1, least: float = 0.02) -> Tensor:
+def hearing_map(teacher: TinyTeacher, windows: Windows, ridge: float = 3.0, least: float = 0.02) -> Tensor:
     """Where the sound tells about the picture: (kinds, h, w), mean 1 each.
 
     The motion of each place about its clip's mean is predicted from the sound of the frame by ridge regression, learned on every
-    second clip and tried on the others; what it explains is the weight. All alike where nowhere `least` of the motion is explained.
+    second clip and tried on the others; the root of what it explains, blurred a little, is the weight. All alike where nowhere
+    `least` of the motion is explained, or where clips are fewer than eight.
     """
     out = torch.ones_like(teacher.hearing)
     for kind in range(len(KINDS)):
@@ -106,7 +108,7 @@ def hearing_map(teacher: TinyTeacher, windows: Windows, ridge: float = 0.1, leas
             z, a = z - z.mean(1, keepdim=True), a - a.mean(0)
             for k, value in enumerate((a.T @ a, a.T @ z, z.square().sum((1, 2)), len(a))):
                 halves[n % 2][k] = halves[n % 2][k] + value
-        if not all(torch.is_tensor(h[0]) for h in halves):
+        if windows.kind.count(kind) < 8:
             continue
         explained = 0.0
         for (aa, az, _, count), (aa_, az_, _, _) in (halves, halves[::-1]):
@@ -114,8 +116,9 @@ def hearing_map(teacher: TinyTeacher, windows: Windows, ridge: float = 0.1, leas
             explained = explained + (w * (2 * az_ - aa_ @ w)).sum((1, 2))
         share = (explained / (halves[0][2] + halves[1][2]).clamp_min(1e-9)).clamp_min(0)
         if share.max() > least:
-            gain = torch.where(share > 0.1 * share.max(), explained, 0).clamp_min(0)
-            out[kind] = (gain / gain.mean()).view_as(out[kind])
+            gain = torch.where(share > 0.1 * share.max(), explained, 0).clamp_min(0).sqrt().view_as(out[kind])
+            gain = F.avg_pool2d(gain[None], 3, 1, 1)[0]
+            out[kind] = gain / gain.mean()
     return out
 
 
