@@ -46,15 +46,15 @@ def _wan(size: str, transformer: float, changes: float) -> tuple[Part, ...]:
 
 
 LARGE = {
-    "wan-1.3b": Large(_wan("1.3B", 5.7, 0.35), 1.42e9, 30, 1536, 0.22e9, (4, 16, 16)),
-    "wan-14b": Large(_wan("14B", 57.2, 1.3), 14.3e9, 40, 5120, 0.22e9, (4, 16, 16)),
+    "wan-1.3b": Large(_wan("1.3B", 5.68, 0.34), 1.42e9, 30, 1536, 0.22e9, (4, 16, 16)),
+    "wan-14b": Large(_wan("14B", 57.2, 1.24), 14.3e9, 40, 5120, 0.22e9, (4, 16, 16)),
     "ltx2": Large(
         (
             Part(
                 "ltx2", "Lightricks/LTX-2",
                 ("transformer/", "vae/", "audio_vae/", "text_encoder/", "connectors/", "tokenizer/tokenizer.json",
                  "model_index.json"),
-                95.0, "LTX-2 Community License: not open source, restricts use, larger companies have to pay",
+                95.0, "LTX-2 Community License: not open source, restricts use; what is distilled from it counts as its derivative",
             ),
         ), 19e9, 48, 4096, 1.4e9, (8, 32, 32),
     ),
