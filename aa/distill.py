@@ -75,7 +75,8 @@ def direction(teacher: Teacher, z: Tensor, sigma: Tensor, eps: Tensor, audio, im
     "null-subtracted": s (v_audio - v_0) alone. In the paper's form v_0 - v tells how likely the frames are without any sound: a
     mouth that moves well at the wrong time is held where it is, and a teacher that hears dully cannot pull it away unless s is
     large. What is left here is the gradient of log p(audio | z_sigma), that part of the score that knows about sync (classifier
-    score distillation, Yu et al. 2024); v_0 knows the picture, so that only what `image_guidance` exceeds 1 adds to it.
+    score distillation, Yu et al. 2024); v_0 knows the picture, so that only what `image_guidance` exceeds 1 adds to it. It
+    pushes on beyond the frames that fit best, where the paper's form holds back: other terms of the loss have to do that.
     """
     z_sigma = teacher.add_noise(z, sigma, eps)
     ask = lambda a, i: teacher.velocity(z_sigma, sigma, a, i).to(z)  # noqa: E731
