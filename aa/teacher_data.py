@@ -27,7 +27,7 @@ KINDS = ("face", "upper")  # close-ups: from brows to chin; head, chest and arms
 CUTS = {"face": (0.85, -0.38), "upper": (4.4, 1.0)}
 MARGIN = 1.25  # clips are filmed that much wider, so that windows can be cut where the head has gone
 STRANGERS = 10_000  # seeds from here on: people of nobody's cast
-PARTICLES = 1000  # tracked, of which a few hundred on the face
+PARTICLES = 10_000  # of the layout whose face is tracked
 
 
 def close_up(points: Tensor, kind: str = "face") -> Tensor:

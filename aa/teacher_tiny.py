@@ -167,7 +167,7 @@ class VideoUNet(nn.Module):
     def forward(self, z: Tensor, sigma: Tensor, heard: Tensor, image: Tensor) -> Tensor:
         """z (B, T, C, h, w), sigma (B,), heard (B, T, E), image (B, C, h, w) -> (B, T, C, h, w)."""
         T = z.shape[1]
-        e = F.silu(self.level(time_embedding(1000 * sigma, 64))[:, None] + heard)
+        e = F.silu(self.level(time_embedding(1000 * sigma, 64).to(z.dtype))[:, None] + heard)
         x = torch.cat([z, image[:, None].expand(-1, T, -1, -1, -1), self.told(heard)], 2)
         x = _each(self.enter, x)
         for block in self.above:
@@ -204,6 +204,11 @@ class TinyTeacher(Teacher):
         # Where the sound tells about the picture, for each kind of close-up, mean 1: weighs errors in training and in tests.
         self.register_buffer("hearing", torch.ones(len(KINDS), side, side))
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the network; latents and velocities are float32 always."""
+        return self.net.enter.weight.dtype
+
     def encode(self, frames: Tensor) -> Tensor:
         return self.latent.encode(frames).movedim(-1, 1)
 
@@ -234,19 +239,19 @@ class TinyTeacher(Teacher):
 
     def heard(self, audio: Tensor) -> Tensor:
         """Audio (B, T, 2 context + 1, F) as the network takes it, (B, T, E)."""
-        return self.net.hear((audio - self.sound_mean) / self.sound_std)
+        return self.net.hear(((audio - self.sound_mean) / self.sound_std).to(self.dtype))
 
     def guess(self, z_sigma: Tensor, sigma: Tensor, heard: Tensor, image: Tensor) -> Tensor:
         """v. For latents of mean 0 and variance 1 the best guess without a network is (2 sigma - 1) z_sigma / n^2 with
         n^2 = (1 - sigma)^2 + sigma^2, and what is then missing has variance 1 / n^2."""
         s = sigma[:, None, None, None, None]
         n2 = (1 - s).square() + s.square()
-        x = (z_sigma / n2.sqrt()).transpose(1, 2)
+        x, image = (z_sigma / n2.sqrt()).transpose(1, 2).to(self.dtype), image.to(self.dtype)
         if self.recompute and torch.is_grad_enabled():
             out = checkpoint(self.net, x, sigma, heard, image, use_reentrant=False)
         else:
             out = self.net(x, sigma, heard, image)
-        return (2 * s - 1) * z_sigma / n2 - out.transpose(1, 2) / n2.sqrt()
+        return (2 * s - 1) * z_sigma / n2 - out.transpose(1, 2).float() / n2.sqrt()
 
     def save(self, path, facts: dict | None = None) -> None:
         """One safetensors file with config and facts."""
@@ -255,8 +260,8 @@ class TinyTeacher(Teacher):
             save_file({k: v.detach().cpu().contiguous() for k, v in self.state_dict().items()}, part, meta)
 
     @classmethod
-    def load(cls, path=PATH, device="cpu") -> "TinyTeacher":
-        """A frozen teacher; InputError when the file is missing, damaged or something else's."""
+    def load(cls, path=PATH, device="cpu", dtype=torch.float32) -> "TinyTeacher":
+        """A frozen teacher whose network computes in `dtype`; InputError when the file is missing, damaged or something else's."""
         try:
             with safe_open(path, "pt") as f:
                 config = TinyConfig(**json.loads((f.metadata() or {})["teacher"]))
@@ -268,6 +273,7 @@ class TinyTeacher(Teacher):
             raise InputError(
                 f"{path} is damaged or holds no tiny teacher: get it again, or train one by make_teacher.py."
             ) from error
+        teacher.net.to(dtype)
         return teacher.to(device).freeze()
 
 

@@ -118,6 +118,10 @@ def test_saved_and_loaded(teacher, tmp_path):
     z = teacher.encode(frames)
     assert torch.equal(again.velocity(z, 0.5, audio, image), teacher.velocity(z, 0.5, audio, image))
     assert not any(p.requires_grad for p in again.parameters())
+    half = load_teacher("tiny", path=tmp_path / "t.safetensors", dtype=torch.bfloat16).velocity(z, 0.5, audio, image)
+    plain = again.velocity(z, 0.5, audio, image)
+    assert half.dtype == z.dtype
+    assert (half - plain).norm() < 0.1 * plain.norm()
     (tmp_path / "bad.safetensors").write_bytes((tmp_path / "t.safetensors").read_bytes()[:500])
     with pytest.raises(InputError, match="damaged"):
         load_teacher("tiny", path=tmp_path / "bad.safetensors")
