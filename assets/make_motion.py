@@ -1,6 +1,6 @@
 """Makes assets/motion.safetensors (and motion.json beside it): data, embedding, diffusion Transformer, refiner.
 
-    python assets/make_motion.py [--clips 320] [--steps 800 2600 400] [--folder runs/motion] [--out assets/motion.safetensors]
+    python assets/make_motion.py [--clips 480] [--steps 500 2600 300] [--folder runs/motion] [--out assets/motion.safetensors]
     accelerate launch --multi_gpu assets/make_motion.py --device cuda
 
 Clips and checkpoints are kept in the folder: called again, an interrupted run goes on and ends in the same weights. With several
@@ -19,8 +19,8 @@ def main() -> None:
     from aa.motion_training import make_motion_model
 
     ask = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    ask.add_argument("--clips", type=int, default=320)
-    ask.add_argument("--steps", type=int, nargs=3, default=(800, 2600, 400), help="of embedding, diffusion and refiner")
+    ask.add_argument("--clips", type=int, default=480)
+    ask.add_argument("--steps", type=int, nargs=3, default=(500, 2600, 300), help="of embedding, diffusion and refiner")
     ask.add_argument("--seed", type=int, default=0)
     ask.add_argument("--folder", type=Path, default=ROOT / "runs" / "motion")
     ask.add_argument("--out", type=Path, default=ROOT / "assets" / "motion.safetensors")
