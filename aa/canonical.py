@@ -178,9 +178,7 @@ def fit_photo(
             layout = load_layout(body, particles)
             cloud = cover(body, layout, view, person, photo_vertices, settings, width / person.image.shape[1])
             background = clean_plate(picture, mask)
-            wider = open_lids(body, view, photo_vertices, turn)
-            cloud = moved(cloud, photo_vertices, photo_vertices + wider)
-            vertices, photo_vertices = vertices + wider, photo_vertices + wider
+            cloud = moved(cloud, photo_vertices, photo_vertices + open_lids(body, view, photo_vertices, turn))
             others = pseudo_views(body, cloud, view, photo_vertices, turn) if settings.refine_iterations else []
     with bar("refine", "refine", 15):
         gaussians = refine(cloud, view, background, settings.refine_iterations, seed, others)

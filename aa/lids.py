@@ -41,9 +41,9 @@ def blink_mm(body: Body) -> torch.Tensor:
 
 
 def open_lids(body: Body, view, vertices, turn) -> torch.Tensor:
-    """Displacement (V, 3) m that raises the lids of the mesh (V, 3), turned (V, 3, 3), by what their particles cover of the eyes.
+    """Displacement (V, 3) m of a mesh (V, 3), turned (V, 3, 3), that raises the lids' particles off the eyes that they cover.
 
-    The lids' edges are where the photo has them, but particles have a size and pixels blur: drawn as they are, eyes look sleepy.
+    The mesh's lids are where the photo has them, but particles have a size and pixels blur: drawn on it, eyes look sleepy.
     """
     blink = (turn @ (body.rest(actions=blink_actions(body)) - body.v_template)[..., None])[..., 0]
     depth = vertices[body.region_vertices("eye")] @ view.viewmat[2, :3] + view.viewmat[2, 3]
