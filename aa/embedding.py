@@ -31,7 +31,11 @@ class EmbeddingConfig:
     patch_weight: float = 0.1  # 0: without contrast per patch (Table 2)
     kernel: int = 5  # frames that E_X and each audio layer look at
     sound: str = "phones"  # kind of sound features, see `aa.audio.features`
-    features: int = feature_dim("phones")  # and how many there are
+    features: int | None = None  # and how many there are; None asks the kind
+
+    def __post_init__(self):
+        if self.features is None:
+            object.__setattr__(self, "features", feature_dim(self.sound))
 
     @property
     def latents(self) -> dict[str, int]:

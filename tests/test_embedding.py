@@ -5,8 +5,9 @@ import math
 import pytest
 import torch
 
+from aa.audio import feature_dim
 from aa.body import load_body
-from aa.embedding import Embedding, contrastive, embedding_losses, info_nce, negatives_allowed, patches
+from aa.embedding import Embedding, EmbeddingConfig, contrastive, embedding_losses, info_nce, negatives_allowed, patches
 from aa.motion_data import Recipe, Stage, make_clip
 from aa.parts import PARTS, Basis, fit_basis, join_parts, rigid_fit, split_parts
 from aa.transfer import motion_from_rest
@@ -133,6 +134,12 @@ def test_embedding_starts_as_pca_and_rest_stays_rest():
         assert part[..., n:].abs().max() == 0  # the rest has to be learned
         start += model.sizes[p]
     assert model.decoder(torch.zeros(1, 1, x.shape[-1])).abs().max() == 0
+
+
+def test_the_kind_of_sound_says_how_many_features_there_are():
+    assert EmbeddingConfig().features == feature_dim("phones")
+    assert EmbeddingConfig(sound="mel").features == feature_dim("mel")
+    assert EmbeddingConfig(**EmbeddingConfig(sound="mel").as_dict()) == EmbeddingConfig(sound="mel")
 
 
 def test_embedding_learns():
