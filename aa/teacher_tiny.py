@@ -6,7 +6,6 @@ frame, and scales them too (FiLM). It predicts v with the part that is known wit
 """
 
 import json
-import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -275,8 +274,3 @@ class TinyTeacher(Teacher):
             ) from error
         teacher.net.to(dtype)
         return teacher.to(device).freeze()
-
-
-def parameters_of(teacher: nn.Module) -> float:
-    """Millions of weights."""
-    return sum(math.prod(p.shape) for p in teacher.parameters()) / 1e6
