@@ -141,10 +141,10 @@ class CloseUp:
         return kept, mine[kept]
 
 
-def _in_crop(person: Person, viewmat: Tensor, K: Tensor, size: int, most: int, inner: Tensor) -> tuple[Tensor, float]:
-    """Particles (n,) that can be seen in the crop or near it, and the factor by which thinned out ones must grow.
+def _in_crop(person: Person, viewmat: Tensor, K: Tensor, size: int, most: int, inner: Tensor) -> tuple[Tensor, Tensor]:
+    """Particles (n,) that can be seen in the crop or near it, and the factors (n, 1) by which thinned out ones must grow.
 
-    inner (N,) bool: mouth and eyes, which are kept though they may be hidden now.
+    inner (N,) bool: mouth and eyes, which are kept though they may be hidden now, and are thinned out last.
     """
     pixels, depth = project(person.gaussians.means, viewmat, K)
     near = ((pixels > -MARGIN * size) & (pixels < (1 + MARGIN) * size)).all(1) & (depth > 0.01)
@@ -153,10 +153,17 @@ def _in_crop(person: Person, viewmat: Tensor, K: Tensor, size: int, most: int, i
         raise InputError("none of the person's particles is in the crop: give a K and viewmat that show the face.")
     some = Gaussians(*(x[rows] for x in vars(person.gaussians).values()))
     rows = rows[inner[rows] | (_weight(some, viewmat, K, size) > SEEN)]
-    if len(rows) <= most:
-        return rows, 1.0
-    kept = torch.linspace(0, len(rows) - 1, most, device=rows.device).long()  # neighbours in the list lie anywhere on the body
-    return rows[kept], math.sqrt(len(rows) / most)
+    within, around = rows[inner[rows]], rows[~inner[rows]]
+    room = min(len(within), max(most // 2, most - len(around)))
+    parts = [_thinned(within, room), _thinned(around, most - room)]
+    return torch.cat([p[0] for p in parts]), torch.cat([p[1] for p in parts])
+
+
+def _thinned(rows: Tensor, most: int) -> tuple[Tensor, Tensor]:
+    """At most so many of rows (n,), and the factor (m, 1) by which each must grow to cover as much."""
+    n = min(len(rows), most)
+    at = torch.linspace(0, max(len(rows) - 1, 0), n, device=rows.device).long()  # in the list, neighbours lie far from each other
+    return rows[at], torch.full((n, 1), math.sqrt(len(rows) / max(n, 1)), device=rows.device)
 
 
 @torch.enable_grad()

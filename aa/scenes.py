@@ -5,8 +5,11 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
-from aa.closeup import CloseUp, Person
+from aa.body import Body
+from aa.canonical import animate
+from aa.closeup import EPS2D, CloseUp, Person
 from aa.errors import InputError
 from aa.fit_footage import Footage, enlarge
 from aa.gaussians import Layout, load_layout, project
@@ -16,6 +19,8 @@ from aa.motion import MotionModel
 from aa.motion_data import Recipe, sound_of
 from aa.motion_data import Stage as Template
 from aa.performer import Style, perform
+from aa.raster import rasterize
+from aa.retarget import retarget
 from aa.teacher_data import close_up, crop_camera
 from aa.transfer import Transfer
 
@@ -107,3 +112,36 @@ def studio_scene(
     scene = Scene.of_clip(model, closeup, replace(clip, audio=speech.audio[: round(T * SAMPLE_RATE / FPS)]), coordinates)
     closeup.polish(scene.frames, coordinates)
     return replace(scene, points=points[:, closeup.rows[scene.particle]])
+
+
+def avatar_scene(
+    model: MotionModel, body: Body, avatar, audio: np.ndarray, seed: int = 0, size: int = 64, most: int = 2500
+) -> Scene:
+    """A scene of a fitted avatar (`aa.canonical.Avatar`) that nobody filmed: sound and teacher are all there is.
+
+    Its motion is what the model itself makes of the sound (n,), 16 kHz: the anchor that L_simple holds on to.
+    """
+    transfer = retarget(body, avatar)
+    face = project(avatar.vertices[body.region_vertices("face")], avatar.viewmat, avatar.K)[0]
+    box = close_up(face)
+    K, behind = crop_camera(avatar.K, box, size), _behind(avatar.background, box, size)
+    closeup = CloseUp(body, model.basis, Person.of_avatar(avatar), transfer, avatar.viewmat, K, size, behind, most)
+    with torch.no_grad():
+        x = torch.cat(list(model.stream_latents(audio, seed)))
+        coordinates = model.embedding.decoder(x * model.scale)
+        some = torch.linspace(0, len(x) - 1, 9).long()
+        means, quats = animate(avatar, transfer(model.basis.decode(coordinates[some])))
+        g, views, Ks = avatar.gaussians, avatar.viewmat.expand(9, 4, 4).contiguous(), K.expand(9, 3, 3).contiguous()
+        image, alpha, _ = rasterize(means, quats, g.scales, g.opacities, g.colors, views, Ks, size, size, eps2d=EPS2D)
+        pictures = image + (1 - alpha) * behind
+    closeup.polish(pictures, coordinates[some])
+    return Scene(closeup, coordinates, model.features(audio, len(x)), audio, pictures[0].clamp(0, 1))
+
+
+def _behind(background: Tensor, box: Tensor, size: int) -> Tensor:
+    """What a square box (centre x, y, side; px) shows of a picture (H, W, 3) uint8: (size, size, 3) in [0, 1], edges drawn out."""
+    at = (torch.arange(size, device=box.device) + 0.5) / size - 0.5
+    x, y = (2 * (box[k] + box[2] * at) / background.shape[1 - k] - 1 for k in (0, 1))
+    grid = torch.stack(torch.meshgrid(x, y, indexing="xy"), -1)[None]
+    picture = background.permute(2, 0, 1)[None].float() / 255
+    return F.grid_sample(picture, grid, padding_mode="border", align_corners=False)[0].permute(1, 2, 0)

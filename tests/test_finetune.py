@@ -2,6 +2,7 @@
 
 from copy import deepcopy
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ from aa.gaussians import intrinsics, load_layout, look_at
 from aa.mixture import MixtureTeacher
 from aa.motion import MotionModel
 from aa.motion_data import Recipe, Stage
-from aa.scenes import Scene, studio_scene
+from aa.scenes import Scene, avatar_scene, studio_scene
 from aa.training import Run
 
 T, SIZE = 48, 32
@@ -97,6 +98,32 @@ def test_a_clip_can_be_seen_through_a_box(loaded, scene):
         Scene.of_clip(loaded, scene.closeup, replace(clip, audio=None), scene.coordinates)
     with pytest.raises(InputError, match="motion of this clip"):
         Scene.of_clip(loaded, scene.closeup, clip, scene.coordinates[:-1])
+
+
+def test_an_avatar_that_nobody_filmed(loaded, template, scene):
+    body, layout = template.body, load_layout(template.body, 10_000)
+    head = template.rest[body.region_vertices("face")].mean(0)
+    colors = 0.4 + 0.2 * (layout.region % 3 == 0).float()[:, None].expand(-1, 3)
+    background = torch.zeros(100, 80, 3, dtype=torch.uint8)
+    background[:, 40:] = 200
+    avatar = SimpleNamespace(
+        gaussians=layout.gaussians(template.rest, colors), corners=layout.corners, bary=layout.bary, vertices=template.rest,
+        loose=torch.zeros(len(layout), dtype=torch.bool), turn=torch.eye(3).expand(len(template.rest), 3, 3),
+        viewmat=look_at(head + torch.tensor([0.0, -1.0, 0.0]), head), K=intrinsics(200.0, 80, 100), background=background,
+    )  # fmt: skip
+    own = avatar_scene(loaded, body, avatar, scene.audio, size=SIZE)
+    assert len(own.coordinates) == len(own.features) == T
+    assert own.tracks is None
+    assert own.frames is None
+    behind = own.closeup.behind
+    assert behind[:, : SIZE // 3].max() < 0.01
+    assert behind[:, -SIZE // 3 :].min() > 0.7
+    with torch.no_grad():
+        picture = own.closeup.picture(*own.closeup.pose(own.coordinates[:1]))[0]
+    assert (picture - own.image).abs().mean() < 0.03
+    with pytest.raises(InputError, match="no tracks"):
+        FineTuneObjective(loaded, [own], FineTune(sds=0))
+    FineTuneObjective(loaded, [own], FineTune(traj=0, l1=0, sds=0))
 
 
 def test_trajectories_bring_generated_particles_nearer_to_the_tracks(model, scene):
