@@ -23,7 +23,7 @@ def measure(avatar, body, person) -> dict:
     picture = (image[0] + (1 - alpha[0]) * behind).clamp(0, 1).numpy()
     ours = alpha[0, ..., 0].numpy() > 0.5
     error = ((picture - photo) ** 2).mean(-1)
-    scale = avatar.width / person.image.shape[1]
+    scale = np.array(size) / person.image.shape[1::-1]  # sizes are even numbers: not quite the same both ways
     marks = load_landmarks(body)
     keep = marks.reliable.numpy() & (np.arange(478) < 468)
     pixels = project(marks.face(avatar.photo_vertices), avatar.viewmat, avatar.K)[0] / scale
