@@ -35,7 +35,7 @@ LEAST = 1e-3  # a norm below this share of the first term's is not blown up furt
 class FineTune:
     """Weights of the terms (0 leaves one out) and how they are put together."""
 
-    simple: float = 1.0  # L_simple, velocity and lips, of the diffusion model and of the refiner
+    simple: float = 1.0  # L_simple, velocity and lips, of the diffusion model and of the refiner, and the linear guess
     traj: float = 1.0  # Eq. 3
     l1: float = 0.5  # pictures
     iso: float = 0.1  # isometry between frames
@@ -118,8 +118,8 @@ class FineTuneObjective(DiffusionObjective):
                 self.looks = [teacher.look(s.image[None]) for s in scenes]
 
     def draw(self, rng: np.random.Generator, size: int):
-        """Scenes and first rendered frames (B, 2), where they lie in the window (B,), its first frame (B,), coordinates (B, W, K),
-        features (B, W, F), noise (B, W, D), tau (B,), uniform numbers (B,) for the teacher's noise level, a seed for its noise."""
+        """Scenes and first rendered frames (B, 2), where these lie in the window (B,), first frames of the windows (B,), coordinates
+        (B, W, K), features (B, W, F), noise (B, W, D), tau (B,), deaf (B,), and for the teacher uniform numbers (B,) and a seed."""
         c, where, place, begin, xs, fs = self.model.config, [], [], [], [], []
         for n in rng.integers(len(self.scenes), size=size):
             at = int(rng.integers(self.first, len(self.scenes[n].coordinates) - self.span + 1))
@@ -133,15 +133,17 @@ class FineTuneObjective(DiffusionObjective):
             fs.append(self.clips.features[n][0, s : s + c.window])
         noise = torch.from_numpy(rng.standard_normal((size, c.window, len(self.weight)), np.float32))
         tau, uniform = torch.from_numpy(rng.integers(0, c.timesteps, size)), torch.from_numpy(rng.random(size, np.float32))
+        deaf = torch.from_numpy(rng.random(size) < c.drop)  # or guidance would lose what it is measured against
         index = (torch.tensor(where), torch.tensor(place), torch.tensor(begin))
-        return *index, torch.stack(xs), torch.stack(fs), noise, tau, uniform, torch.tensor(int(rng.integers(2**31)))
+        return *index, torch.stack(xs), torch.stack(fs), noise, tau, deaf, uniform, torch.tensor(int(rng.integers(2**31)))
 
-    def forward(self, where, place, begin, coordinates, sound, noise, tau, uniform, seed):
+    def forward(self, where, place, begin, coordinates, sound, noise, tau, deaf, uniform, seed):
         x0, m, config = self.clean(coordinates), self.model, self.config
         frame = torch.arange(x0.shape[1], device=x0.device)
         known = (frame < m.config.known).expand(len(x0), -1)
         heard = m.hear(sound)
-        x0_hat = m.dit(noised(x0, tau, self.alpha_bar, noise), heard, tau, known, x0)
+        told = torch.where(deaf[:, None, None], m.dit.silence, heard)
+        x0_hat = m.dit(noised(x0, tau, self.alpha_bar, noise), told, tau, known, x0)
         x0_hat = x0_hat if x0_hat.requires_grad else x0_hat.requires_grad_()  # gradients are measured there, trained or not
         x = torch.where(known[..., None], x0, x0_hat)
         if m.config.refine:
@@ -150,10 +152,11 @@ class FineTuneObjective(DiffusionObjective):
         measuring = step % config.measure_every == 0
         asking = bool(config.sds) and (measuring or step % config.sds_every == 0)
         share = self.alpha_bar[tau]
-        terms = {"simple": self.losses(x0_hat, x0, known)["total"] + self.losses(x, x0, known, share[:, None, None])["total"]}
+        simple = self.losses(x0_hat, x0, known)["total"] + self.losses(x, x0, known, share[:, None, None])["total"]
+        terms = {"simple": simple + self.guessed(heard, x0)}
         with torch.autocast(x0.device.type, enabled=False):
-            terms |= self.seen(where.tolist(), place.tolist(), steady(x.float(), m.embedding.config.latents), share, uniform, seed,
-                               step / self.total_steps if asking else None)  # fmt: skip
+            clear, progress = steady(x.float(), m.embedding.config.latents), step / self.total_steps if asking else None
+            terms |= self.seen(where.tolist(), place.tolist(), clear, share * ~deaf, uniform, seed, progress)
         if measuring:
             balance.measure(terms, x0_hat)
         balance.steps += 1

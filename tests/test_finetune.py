@@ -142,7 +142,9 @@ def test_every_term_reaches_the_networks_and_can_be_left_out(model, scene):
         only = dict.fromkeys(("simple", "traj", "l1", "iso", "sds"), 0.0) | {term: 1.0}
         objective = FineTuneObjective(model, [scene], FineTune(**only), teacher if term == "sds" else None)
         model.zero_grad()
-        terms = objective(*objective.draw(rng(3), 1))
+        batch = list(objective.draw(rng(3), 1))
+        batch[7] = torch.tensor([False])
+        terms = objective(*batch)
         terms["total"].backward()
         assert set(terms) == {"total", term, f"norm {term}"}
         assert terms[f"norm {term}"] > 0
@@ -150,6 +152,8 @@ def test_every_term_reaches_the_networks_and_can_be_left_out(model, scene):
             grads = [p.grad for p in part.parameters() if p.grad is not None]
             assert all(g.isfinite().all() for g in grads)
             assert not list(part.parameters()) or max(g.abs().max() for g in grads) > 0, term
+    batch[7] = torch.tensor([True])
+    assert objective(*batch)["sds"] == 0, "what is made without sound cannot be asked to fit it"
 
 
 def test_terms_pull_as_their_weights_say(model, scene):
