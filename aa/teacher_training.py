@@ -125,7 +125,7 @@ def hearing_map(teacher: TinyTeacher, windows: Windows, ridge: float = 3.0, leas
 def train_teacher(teacher: TinyTeacher, windows: Windows, run: Run) -> dict[str, list[float]]:
     """Train the network; returns the curves. The running mean of the weights is what remains."""
     teacher.train()
-    curves = train(TeacherObjective(teacher, windows), run, "teacher")
+    curves = train(TeacherObjective(teacher, windows), run, "teacher-training")
     teacher.freeze()
     return curves
 
