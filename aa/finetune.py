@@ -118,7 +118,7 @@ class FineTuneObjective(DiffusionObjective):
                 self.looks = [teacher.look(s.image[None]) for s in scenes]
 
     def draw(self, rng: np.random.Generator, size: int):
-        """Scenes and first rendered frames (B, 2), where these lie in the window (B,), first frames of the windows (B,), coordinates
+        """Scenes and first rendered frames (B, 2), where these lie in the window (B,), first frames of windows (B,), coordinates
         (B, W, K), features (B, W, F), noise (B, W, D), tau (B,), deaf (B,), and for the teacher uniform numbers (B,) and a seed."""
         c, where, place, begin, xs, fs = self.model.config, [], [], [], [], []
         for n in rng.integers(len(self.scenes), size=size):
