@@ -181,6 +181,8 @@ class Sampler:
         self.regression = model.config.regression
         self.pace = noise_scheduler(model.config)
         self.pace.set_timesteps(1 if self.regression else steps)
+        if self.regression:  # it has never been without sound
+            guidance = 1.0
         by_part = guidance if isinstance(guidance, dict) else {"body": guidance, "hand": guidance}
         push = [torch.full((n,), float(by_part.get(p, 1.0))) for p, n in self.latents.items()]
         self.push = torch.cat(push).to(model.device)  # (D,)
