@@ -14,7 +14,7 @@ from aa.pseudo import Shot
 from aa.raster import rasterize
 from aa.view import View, project
 
-LARGER = 0.2  # greatest change of a log size
+LARGER = 0.4  # greatest change of a log size
 SLIDE = 0.7  # radii by which a particle may move along the surface
 
 
@@ -52,9 +52,10 @@ def refine(cloud: Particles, view: View, background: np.ndarray, iterations: int
 
 
 def the_photo(cloud: Particles, view: View, background) -> Shot:
-    """The photo over the background, to be met; less so where skin aslant has other colours: others would make up for it."""
+    """The photo, and beside the person the background, to be met; less so where skin aslant has other colours: others would make up
+    for it."""
     behind, mask = torch.from_numpy(background).float() / 255, torch.from_numpy(view.mask)[..., None]
-    target = mask * torch.from_numpy(view.front) + (1 - mask) * behind
+    target = torch.where(mask > 0.5, torch.from_numpy(view.image), mask * torch.from_numpy(view.front) + (1 - mask) * behind)
     weight = torch.from_numpy(cv2.dilate(view.mask, np.ones((9, 9), np.uint8)))[..., None]
     other = cloud.aslant[:, None].expand(-1, 3).contiguous()
     place = (view.viewmat[None], view.K[None], *view.size)

@@ -22,7 +22,7 @@ from aa.media import FPS, MIN_SECONDS, SAMPLE_RATE, VideoWriter, check_writable,
 from aa.retarget import retarget
 from aa.transfer import Deformation, Transfer
 
-FIT_VERSION = 6  # raise it when the photo fit changes, so that cached avatars are made anew
+FIT_VERSION = 7  # raise it when the photo fit changes, so that cached avatars are made anew
 CHUNK = 25  # frames animated at once: memory does not grow with the length of the recording
 SILENT_DB = -60.0  # the loudest frame of a recording below this is taken as silence
 BROKEN = (OSError, ValueError, KeyError, TypeError, SafetensorError)  # what reading a damaged cache entry raises
