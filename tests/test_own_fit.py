@@ -232,7 +232,7 @@ def test_a_video_becomes_a_moving_avatar(talking, tmp_path):
     for name in ("report.json", "colours.safetensors"):
         (tmp_path / "me" / name).unlink()
     again = fit_video(talking, tmp_path / "me", QUICK, progress=False)
-    # The colours are made anew. Matrix products may round otherwise where memory lies otherwise, and particles of one depth change order.
+    # The colours are made anew: sums may round otherwise where memory lies otherwise, and particles of one depth change order.
     gap = np.abs(again.picture(3).astype(int) - fitted.picture(3))
     assert gap.mean() < 1
     assert again.report["seconds"]["avatar"] < 2
