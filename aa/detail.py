@@ -15,7 +15,7 @@ from aa.ownership import parts_of_regions
 from aa.paint import materials, spread
 from aa.particles import Particles, join, metres_per_pixel, stretched, triangle_frames
 from aa.sides import SKIN, fill_at, well_seen
-from aa.view import View, part_colours, project, towards, visible
+from aa.view import View, part_colours, project, rays, towards, visible
 from aa.zbuffer import zbuffer
 
 THIN = 0.15  # thickness of a surface particle over its radius
@@ -102,8 +102,7 @@ def detail(body: Body, wanted, view: View, vertices, room: int, layout: Layout, 
     means = read(vertices)
     normals = torch.nn.functional.normalize(read(vertex_normals(vertices, faces)), dim=1)
     radius = COVER_DETAIL * torch.from_numpy(spacing).float() * metres_per_pixel(view, means)
-    eye = -view.viewmat[:3, :3].T @ view.viewmat[:3, 3]
-    ray = torch.nn.functional.normalize(eye - means, dim=1)
+    ray = rays(view, means)
     cosine = (ray * normals).sum(1).clamp_min(0.3)
     along = torch.nn.functional.normalize(ray - (ray * normals).sum(1, keepdim=True) * normals + 1e-6, dim=1)
     frames = torch.stack([along, torch.linalg.cross(normals, along), normals], -1)

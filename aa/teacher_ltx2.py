@@ -9,11 +9,10 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from aa.errors import InputError
 from aa.media import FPS, SAMPLE_RATE
-from aa.teachers import Teacher
+from aa.teachers import FirstFrameTeacher
 
 MEL_WINDOW, LEAST = 1024, 1e-5  # of LTX-2's spectrogram: samples; the magnitude below which all is silence
 
@@ -29,7 +28,7 @@ def log_mel(sound: np.ndarray, bins: int, hop: int) -> Tensor:
     return (spectrum.T @ torch.from_numpy(bank).float()).clamp_min(LEAST).log()
 
 
-class LTX2Teacher(Teacher):
+class LTX2Teacher(FirstFrameTeacher):
     """Latents z (B, 128, t, h, w), t = (T - 1) / 8 + 1, h = H / 32. As with Wan, the first frame is the image.
 
     Args: transformer, vae, audio_vae: diffusers' LTX-2 classes; prompts: embeddings for the video (1, L, D) and the sound (1, L, E)
@@ -48,40 +47,19 @@ class LTX2Teacher(Teacher):
             raise InputError(
                 f"{frames} frames of {width} x {height} px: LTX-2 wants {along} k + 1 frames and sides that {across} divides."
             )
-        self.frames, self.height, self.width, self.place, self.recompute = frames, height, width, place, False
+        self.frames, self.height, self.width, self.place = frames, height, width, place
         self.transformer, self.vae, self.audio_vae = transformer, vae, audio_vae
         for name, value in zip(("text", "audio_text", "text_mask"), prompts):
             self.register_buffer(name, value, persistent=False)
         self.freeze()
 
-    @property
-    def device(self) -> torch.device:
-        return self.text.device if self.place is None else torch.device(self.place)
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return self.transformer.dtype
-
     def checkpointing(self, on: bool = True) -> "LTX2Teacher":
-        for module in (self.transformer, self.vae):
-            (module.enable_gradient_checkpointing if on else module.disable_gradient_checkpointing)()
-        self.recompute = on
-        return self
+        (self.vae.enable_gradient_checkpointing if on else self.vae.disable_gradient_checkpointing)()
+        return super().checkpointing(on)
 
-    def _scale(self) -> tuple[Tensor, Tensor]:
+    def scale(self) -> tuple[Tensor, Tensor]:
         mean, std = (v.float().view(1, -1, 1, 1, 1).to(self.device) for v in (self.vae.latents_mean, self.vae.latents_std))
         return mean, std / self.vae.config.scaling_factor
-
-    def encode(self, frames: Tensor) -> Tensor:
-        x = (2 * frames.movedim(-1, 1) - 1).to(self.device, self.vae.dtype)
-        run = lambda x: self.vae.encode(x).latent_dist.mode()  # noqa: E731
-        again = self.recompute and torch.is_grad_enabled()
-        mean, std = self._scale()
-        return ((checkpoint(run, x, use_reentrant=False) if again else run(x)).float() - mean) / std
-
-    def decode(self, z: Tensor) -> Tensor:
-        mean, std = self._scale()
-        return (self.vae.decode((z * std + mean).to(self.vae.dtype)).sample.float().movedim(1, -1) + 1) / 2
 
     @torch.no_grad()
     def hear(self, sound: np.ndarray, frames: int | None = None) -> Tensor:
@@ -93,16 +71,6 @@ class LTX2Teacher(Teacher):
         rows = z[0].transpose(0, 1).flatten(1)
         rows = (rows - self.audio_vae.latents_mean.float()) / self.audio_vae.latents_std.float()
         return torch.cat([rows, rows[-1:].expand(max(0, n - len(rows)), -1)])[:n]
-
-    def cut(self, rows: Tensor, starts) -> Tensor:
-        at = torch.as_tensor(starts).reshape(-1, 1) + torch.arange(round(self.frames * FPS / self.fps))
-        return rows[at.clamp(0, len(rows) - 1).to(rows.device)]
-
-    def look(self, image: Tensor) -> Tensor:
-        return self.encode(image[:, None])
-
-    def anchor(self, z: Tensor, image: Tensor | None) -> Tensor:
-        return z if image is None else torch.cat([image, z[:, :, 1:]], 2)
 
     def predict(self, z_sigma: Tensor, sigma: Tensor, audio: Tensor | None, image: Tensor | None) -> Tensor:
         B, _, t, h, w = z_sigma.shape
@@ -122,11 +90,7 @@ class LTX2Teacher(Teacher):
             audio_encoder_attention_mask=mask, num_frames=t, height=h, width=w, fps=self.fps, audio_num_frames=audio.shape[1],
             isolate_modalities=deaf, return_dict=False,
         )  # fmt: skip
-        v = v.float().transpose(1, 2).unflatten(2, (t, h, w))
-        if image is None:
-            return v
-        first = (z_sigma[:, :, :1] - image) / sigma.view(-1, 1, 1, 1, 1).clamp_min(1e-3)
-        return torch.cat([first, v[:, :, 1:]], 2)
+        return self.led_to(image, v.float().transpose(1, 2).unflatten(2, (t, h, w)), z_sigma, sigma)
 
 
 # ---------------------------------------------------------------- from published files

@@ -15,7 +15,6 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.checkpoint import checkpoint
 
 from aa.dit import time_embedding
 from aa.errors import InputError
@@ -196,7 +195,7 @@ class TinyTeacher(Teacher):
         super().__init__()
         self.config = config = config or TinyConfig()
         self.frames, self.height, self.width, self.fps = config.frames, config.size, config.size, FPS / config.stride
-        self.latent, self.net, self.recompute = Latent(config), VideoUNet(config), False
+        self.latent, self.net = Latent(config), VideoUNet(config)
         side = config.size // config.block
         self.register_buffer("sound_mean", torch.zeros(config.features))
         self.register_buffer("sound_std", torch.ones(config.features))
@@ -226,10 +225,6 @@ class TinyTeacher(Teacher):
     def look(self, image: Tensor) -> Tensor:
         return self.latent.encode(image).movedim(-1, 1)
 
-    def checkpointing(self, on: bool = True) -> "TinyTeacher":
-        self.recompute = on
-        return self
-
     def predict(self, z_sigma: Tensor, sigma: Tensor, audio: Tensor | None, image: Tensor | None) -> Tensor:
         B, n = len(z_sigma), self.net
         heard = n.silence.expand(B, z_sigma.shape[2], -1) if audio is None else self.heard(audio)
@@ -246,10 +241,7 @@ class TinyTeacher(Teacher):
         s = sigma[:, None, None, None, None]
         n2 = (1 - s).square() + s.square()
         x, image = (z_sigma / n2.sqrt()).transpose(1, 2).to(self.dtype), image.to(self.dtype)
-        if self.recompute and torch.is_grad_enabled():
-            out = checkpoint(self.net, x, sigma, heard, image, use_reentrant=False)
-        else:
-            out = self.net(x, sigma, heard, image)
+        out = self.again(self.net, x, sigma, heard, image)
         return (2 * s - 1) * z_sigma / n2 - out.transpose(1, 2).float() / n2.sqrt()
 
     def save(self, path, facts: dict | None = None) -> None:

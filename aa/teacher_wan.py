@@ -11,11 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.checkpoint import checkpoint
 
 from aa.errors import InputError
 from aa.media import SAMPLE_RATE
-from aa.teachers import Teacher
+from aa.teachers import FirstFrameTeacher
 
 PACK = 4  # frames to one latent frame, as in the video autoencoder
 PACKED = 32  # numbers that are left of them
@@ -42,7 +41,7 @@ class AudioPack(nn.Module):
         return [block(packed) for block in self.blocks]
 
 
-class WanTeacher(Teacher):
+class WanTeacher(FirstFrameTeacher):
     """Latents z (B, 16, t, h, w), t = (T - 1) / 4 + 1, h = H / 8. The first frame is the image: its velocity is the one that
     leads there, so hand over the first rendered frame as the image when scoring.
 
@@ -60,9 +59,8 @@ class WanTeacher(Teacher):
         if (frames - 1) % PACK or height % 16 or width % 16:
             raise InputError(f"{frames} frames of {width} x {height} px: Wan wants 4 k + 1 frames and sides that 16 divides.")
         self.name, self.frames, self.height, self.width = name, frames, height, width
-        self.transformer, self.vae, self.pack, self.ears, self.recompute = transformer, vae, pack, ears, False
-        self.place = place  # where the work is done, if the weights wait elsewhere
-        self.register_buffer("prompts", prompts, persistent=False)
+        self.transformer, self.vae, self.pack, self.ears, self.place = transformer, vae, pack, ears, place
+        self.register_buffer("text", prompts, persistent=False)
         stats = [torch.tensor(v).view(1, -1, 1, 1, 1) for v in (vae.config.latents_mean, vae.config.latents_std)]
         for n, value in zip(("z_mean", "z_std"), stats):
             self.register_buffer(n, value, persistent=False)
@@ -70,14 +68,6 @@ class WanTeacher(Teacher):
         for k, block in enumerate(list(transformer.blocks)[FIRST : FIRST + len(pack.blocks)]):
             block.register_forward_pre_hook(self._inject(k), with_kwargs=True)
         self.freeze()
-
-    @property
-    def device(self) -> torch.device:
-        return self.prompts.device if self.place is None else torch.device(self.place)
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return self.transformer.dtype
 
     def _inject(self, k: int):
         def before(block, args, kwargs):
@@ -88,23 +78,8 @@ class WanTeacher(Teacher):
 
         return before
 
-    def checkpointing(self, on: bool = True) -> "WanTeacher":
-        (self.transformer.enable_gradient_checkpointing if on else self.transformer.disable_gradient_checkpointing)()
-        self.recompute = on
-        return self
-
-    def _maybe_again(self, f, *args) -> Tensor:
-        again = self.recompute and torch.is_grad_enabled()
-        return checkpoint(f, *args, use_reentrant=False) if again else f(*args)
-
-    def encode(self, frames: Tensor) -> Tensor:
-        x = (2 * frames.movedim(-1, 1) - 1).to(self.device, self.vae.dtype)
-        z = self._maybe_again(lambda x: self.vae.encode(x).latent_dist.mode(), x)
-        return (z.float() - self.z_mean) / self.z_std
-
-    def decode(self, z: Tensor) -> Tensor:
-        z = (z * self.z_std + self.z_mean).to(self.vae.dtype)
-        return (self.vae.decode(z).sample.float().movedim(1, -1) + 1) / 2
+    def scale(self) -> tuple[Tensor, Tensor]:
+        return self.z_mean, self.z_std
 
     def hear(self, sound: np.ndarray, frames: int | None = None) -> Tensor:
         """All hidden states of wav2vec 2.0, (N, 14 x 768): its convolutions' output is brought to 25 rows a second first."""
@@ -120,35 +95,22 @@ class WanTeacher(Teacher):
             hook.remove()
         return torch.cat([states.last_hidden_state, *states.hidden_states], -1)[0].float()
 
-    def cut(self, rows: Tensor, starts) -> Tensor:
-        at = torch.as_tensor(starts).reshape(-1, 1) + torch.arange(self.frames)
-        return rows[at.clamp(0, len(rows) - 1).to(rows.device)]
-
-    def look(self, image: Tensor) -> Tensor:
-        return self.encode(image[:, None])
-
-    def anchor(self, z: Tensor, image: Tensor | None) -> Tensor:
-        return z if image is None else torch.cat([image, z[:, :, 1:]], 2)
-
     def predict(self, z_sigma: Tensor, sigma: Tensor, audio: Tensor | None, image: Tensor | None) -> Tensor:
         """v. Without an image nothing is given and the mask says so; without sound the pack gets zeros, as in its training."""
         B, _, t = z_sigma.shape[:3]
         if audio is None:
             audio = z_sigma.new_zeros(B, PACK * (t - 1) + 1, self.pack.proj.in_features // PACK)
-            text = self.prompts[1:]
+            text = self.text[1:]
         else:
-            text = self.prompts[:1]
+            text = self.text[:1]
         shown = torch.zeros_like(z_sigma[:, :, :1]) if image is None else image
         mask = torch.ones_like(z_sigma[:, :1])
         if image is not None:
             mask[:, :, 0] = 0
         x = torch.cat([self.anchor(z_sigma, image), shown.expand(-1, -1, t, -1, -1), mask], 1)
         run = lambda x, audio: self._pass(x, 1000 * sigma, audio, text.expand(B, -1, -1))  # noqa: E731
-        v = self._maybe_again(run, x.to(self.dtype), audio.to(self.pack.proj.weight.dtype)).float()
-        if image is None:
-            return v
-        first = (z_sigma[:, :, :1] - image) / sigma.view(-1, 1, 1, 1, 1).clamp_min(1e-3)
-        return torch.cat([first, v[:, :, 1:]], 2)
+        v = self.again(run, x.to(self.dtype), audio.to(self.pack.proj.weight.dtype)).float()
+        return self.led_to(image, v, z_sigma, sigma)
 
     def _pass(self, x: Tensor, timestep: Tensor, audio: Tensor, text: Tensor) -> Tensor:
         self.added = self.pack(audio)

@@ -11,8 +11,10 @@ from itertools import pairwise
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from aa.errors import InputError
+from aa.media import FPS, SAMPLE_RATE
 
 NAMES = ("tiny", "wan-1.3b", "wan-14b", "ltx2")
 
@@ -32,6 +34,7 @@ class Teacher(nn.Module):
     fps: float  # of its clips: a tiny teacher that sees every second frame has 12.5
     shift: float = 1.0  # of the noise levels in `sample`: larger spends more steps at high noise
     guidance: tuple[float, float] = (1.0, 1.0)  # of sound and image in `sample`, unless asked for otherwise
+    recompute: bool = False  # see `checkpointing`
 
     # ------------------------------------------------------------ of every teacher its own
 
@@ -64,11 +67,16 @@ class Teacher(nn.Module):
         """Latents with what the image says exactly put in: teachers whose first frame is the image. Others change nothing."""
         return z
 
+    # ------------------------------------------------------------ the same for all
+
     def checkpointing(self, on: bool = True) -> "Teacher":
         """Compute activations again in the backward pass instead of keeping them: less memory, a third more time."""
-        raise NotImplementedError
+        self.recompute = on
+        return self
 
-    # ------------------------------------------------------------ the same for all
+    def again(self, f: Callable, *args):
+        """f(*args), computed again in the backward pass where `checkpointing` asks for it."""
+        return checkpoint(f, *args, use_reentrant=False) if self.recompute and torch.is_grad_enabled() else f(*args)
 
     @property
     def device(self) -> torch.device:
@@ -150,6 +158,60 @@ class Teacher(nn.Module):
         return self.decode(self.anchor(z, image)).float().clamp(0, 1)
 
 
+class FirstFrameTeacher(Teacher):
+    """A published model behind a video autoencoder, whose first latent frame is the image.
+
+    A subclass registers its prompts' embeddings as the buffer `text`, sets the attributes below, and implements `scale`, `hear`
+    and `predict`.
+    """
+
+    transformer: nn.Module  # diffusers' classes
+    vae: nn.Module
+    place: str | None  # where the work is done, if the weights wait elsewhere
+
+    def scale(self) -> tuple[Tensor, Tensor]:
+        """Mean and deviation of the autoencoder's latents, (1, C, 1, 1, 1)."""
+        raise NotImplementedError
+
+    @property
+    def device(self) -> torch.device:
+        return self.text.device if self.place is None else torch.device(self.place)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.transformer.dtype
+
+    def checkpointing(self, on: bool = True) -> "FirstFrameTeacher":
+        (self.transformer.enable_gradient_checkpointing if on else self.transformer.disable_gradient_checkpointing)()
+        return super().checkpointing(on)
+
+    def encode(self, frames: Tensor) -> Tensor:
+        mean, deviation = self.scale()
+        x = (2 * frames.movedim(-1, 1) - 1).to(self.device, self.vae.dtype)
+        return (self.again(lambda x: self.vae.encode(x).latent_dist.mode(), x).float() - mean) / deviation
+
+    def decode(self, z: Tensor) -> Tensor:
+        mean, deviation = self.scale()
+        return (self.vae.decode((z * deviation + mean).to(self.vae.dtype)).sample.float().movedim(1, -1) + 1) / 2
+
+    def cut(self, rows: Tensor, starts) -> Tensor:
+        at = torch.as_tensor(starts).reshape(-1, 1) + torch.arange(round(self.frames * FPS / self.fps))
+        return rows[at.clamp(0, len(rows) - 1).to(rows.device)]
+
+    def look(self, image: Tensor) -> Tensor:
+        return self.encode(image[:, None])
+
+    def anchor(self, z: Tensor, image: Tensor | None) -> Tensor:
+        return z if image is None else torch.cat([image, z[:, :, 1:]], 2)
+
+    def led_to(self, image: Tensor | None, v: Tensor, z_sigma: Tensor, sigma: Tensor) -> Tensor:
+        """v with that velocity in the first frame which leads to the image."""
+        if image is None:
+            return v
+        first = (z_sigma[:, :, :1] - image) / sigma.view(-1, 1, 1, 1, 1).clamp_min(1e-3)
+        return torch.cat([first, v[:, :, 1:]], 2)
+
+
 def levels(sigma, z: Tensor) -> Tensor:
     """Noise levels, a number or (B,), in the shape that multiplies z (B, ...)."""
     sigma = torch.as_tensor(sigma, device=z.device, dtype=z.dtype)
@@ -164,7 +226,6 @@ def sample_clip(teacher: Teacher, image: np.ndarray, sound: np.ndarray, seed: in
     Raises: InputError when the picture has another shape, or the sound is empty.
     """
     from aa.clips import Clip
-    from aa.media import FPS, SAMPLE_RATE
 
     if image.shape != (teacher.height, teacher.width, 3):
         raise InputError(

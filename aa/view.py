@@ -273,15 +273,18 @@ def visible(view: View, points, normals):
     at = np.floor(pixels).astype(int)
     inside = ((at >= 0) & (at < [w, h])).all(1)
     x, y = at[:, 0].clip(0, w - 1), at[:, 1].clip(0, h - 1)
-    eye = -view.viewmat[:3, :3].T @ view.viewmat[:3, 3]
-    ray = torch.nn.functional.normalize(eye - points, dim=1)
-    facing = (ray * normals).sum(1).numpy()
+    facing = towards(view, points, normals).numpy()
     near = z - view.depth[y, x] < 0.004
     shown = (view.mask > 0.5) & ~view.claimed & ~view.stray & ~view.edge
     return inside & near & (facing > GRAZING) & shown[y, x], pixels, facing
 
 
+def rays(view: View, points) -> torch.Tensor:
+    """Unit vectors (n, 3) from points (n, 3) to the camera."""
+    eye = -view.viewmat[:3, :3].T @ view.viewmat[:3, 3]
+    return torch.nn.functional.normalize(eye - points, dim=1)
+
+
 def towards(view: View, points, normals) -> torch.Tensor:
     """Cosine (n,) between normals (n, 3) and the rays from points (n, 3) to the camera."""
-    eye = -view.viewmat[:3, :3].T @ view.viewmat[:3, 3]
-    return (torch.nn.functional.normalize(eye - points, dim=1) * normals).sum(1)
+    return (rays(view, points) * normals).sum(1)
