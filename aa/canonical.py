@@ -225,7 +225,7 @@ class Progress:
     @contextmanager
     def __call__(self, name: str, text: str, weight: float, ticks: int = 1):
         """One step around a block; `tick` may be called `ticks` times within."""
-        self.bar.set_description(f"photo: {text}")
+        self.bar.set_description_str(f"photo: {text}")
         since, self.step, end = time.perf_counter(), weight / ticks, self.done + weight
         yield
         self.done = end
